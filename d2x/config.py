@@ -1,0 +1,48 @@
+"""Config keys that every detector of this project shares, on top of detectron2's own."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_d2x_config(cfg: CN) -> None:
+    """Declare the keys read by ``d2x``; values are the defaults."""
+    # A user's own COCO json files and image folders; when set they replace DATASETS.TRAIN / DATASETS.TEST.
+    cfg.DATASETS.TRAIN_JSON = ""
+    cfg.DATASETS.TRAIN_IMAGES = ""
+    cfg.DATASETS.VAL_JSON = ""
+    cfg.DATASETS.VAL_IMAGES = ""
+    # Names of the classes in the order of the model's outputs. Filled in from the data set when empty.
+    cfg.DATASETS.CLASS_NAMES = []
+
+    # "SGD", "Adam" or "AdamW"; SGD reads MOMENTUM and NESTEROV, the others BETAS.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    cfg.SOLVER.BETAS = (0.9, 0.999)
+    # With CLIP_GRADIENTS.ENABLED and CLIP_TYPE "norm": clip the norm over all parameters instead of each one's own.
+    cfg.SOLVER.CLIP_GRADIENTS.WHOLE_MODEL = False
+    # "iterations", or "epochs": MAX_ITER, WARMUP_ITERS, STEPS, CHECKPOINT_PERIOD, TEST.EVAL_PERIOD and
+    # WEIGHT_AVERAGING.START / PERIOD are then epochs and are turned into iterations once, before training.
+    cfg.SOLVER.UNIT = "iterations"
+    # LR_SCHEDULER_NAME "WarmupFlatCosineLR": constant until this fraction of MAX_ITER, then cosine to BASE_LR_END.
+    cfg.SOLVER.FLAT_FRACTION = 0.0
+    # Batches whose gradients are summed before a step; the loss is divided by it.
+    cfg.SOLVER.ACCUMULATE = 1
+    # "float16" (with a gradient scaler, GPU only) or "bfloat16"; read when SOLVER.AMP.ENABLED.
+    cfg.SOLVER.AMP.PRECISION = "float16"
+    # torch.compile the model for training.
+    cfg.SOLVER.COMPILE = False
+
+    # Averaged weights (torch.optim.swa_utils). They are what is evaluated, and what model_final.pth holds.
+    cfg.WEIGHT_AVERAGING = CN()
+    cfg.WEIGHT_AVERAGING.ENABLED = False
+    cfg.WEIGHT_AVERAGING.MODE = "ema"  # "ema": exponential; "swa": equal-weight mean
+    cfg.WEIGHT_AVERAGING.DECAY = 0.9998  # ema only
+    cfg.WEIGHT_AVERAGING.START = 0  # first iteration that may enter the average
+    cfg.WEIGHT_AVERAGING.PERIOD = 1  # iterations between two updates of the average
+    # (from, to): cosine cycles of the learning rate, PERIOD iterations each, from START on; () follows the schedule.
+    cfg.WEIGHT_AVERAGING.CYCLE_LR = ()
+    # ema only: let the decay grow as min(DECAY, (1 + n) / (10 + n)) with the number n of updates.
+    cfg.WEIGHT_AVERAGING.RAMP = True
+
+    # Images per batch in evaluation.
+    cfg.TEST.BATCH_SIZE = 1
+    # Show one tqdm bar instead of a log line every 20 iterations.
+    cfg.PROGRESS_BAR = False

@@ -1,0 +1,24 @@
+"""Console and file logs of a run."""
+
+import logging
+
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+# Besides detectron2's own: loggers that write to OUTPUT_DIR/log.txt and, unless quiet, to the console.
+PACKAGES = ("fvcore", "d2x", "centerx", "plain_detr")
+
+
+def setup_logs(output_dir: str, *, quiet: bool = False) -> None:
+    """Write logs to ``output_dir/log.txt``; ``quiet`` leaves only warnings on the console.
+
+    Call it before detectron2's ``default_setup``, which then finds these handlers and adds none.
+    """
+    rank = comm.get_rank()
+    loggers = [setup_logger(output_dir, distributed_rank=rank, name=name) for name in PACKAGES]
+    loggers.append(setup_logger(output_dir, distributed_rank=rank))
+    if quiet:
+        for logger in loggers:
+            for handler in logger.handlers:
+                if type(handler) is logging.StreamHandler:
+                    handler.setLevel(logging.WARNING)

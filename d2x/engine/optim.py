@@ -1,0 +1,47 @@
+"""Optimizers from config: SGD, Adam, AdamW, and clipping of the whole model's gradient norm."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_groups
+from torch import nn
+
+
+def with_whole_model_clipping(optimizer: type[torch.optim.Optimizer], max_norm: float, norm_type: float) -> type:
+    """A subclass of an optimizer that first clips the norm taken over all its parameters' gradients.
+
+    Clipping belongs to the step: under mixed precision the gradients are still scaled in any hook before it.
+    """
+
+    class ClippedOptimizer(optimizer):
+        def step(self, closure=None):
+            parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+            return super().step(closure)
+
+    ClippedOptimizer.__name__ = f"{optimizer.__name__}WithWholeModelClipping"
+    return ClippedOptimizer
+
+
+def build_optimizer(cfg: CfgNode, param_groups: list[dict]) -> torch.optim.Optimizer:
+    """Build ``SOLVER.OPTIMIZER`` over finished groups ``[{"params": [...], "lr": ..., "weight_decay": ...}]``.
+
+    Raises:
+        ValueError: unknown ``SOLVER.OPTIMIZER``.
+    """
+    solver = cfg.SOLVER
+    choices = {
+        "SGD": (torch.optim.SGD, {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
+        "Adam": (torch.optim.Adam, {"betas": tuple(solver.BETAS)}),
+        "AdamW": (torch.optim.AdamW, {"betas": tuple(solver.BETAS)}),
+    }
+    if solver.OPTIMIZER not in choices:
+        raise ValueError(f"SOLVER.OPTIMIZER '{solver.OPTIMIZER}' is not one of {', '.join(choices)}")
+    optimizer, options = choices[solver.OPTIMIZER]
+    clip = solver.CLIP_GRADIENTS
+    if clip.ENABLED and clip.WHOLE_MODEL:
+        if clip.CLIP_TYPE != "norm":
+            raise ValueError("SOLVER.CLIP_GRADIENTS.WHOLE_MODEL needs CLIP_TYPE 'norm'")
+        optimizer = with_whole_model_clipping(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+    else:
+        optimizer = maybe_add_gradient_clipping(cfg, optimizer)
+    return optimizer(reduce_param_groups(param_groups), lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **options)

@@ -1,0 +1,85 @@
+"""One training step: accumulation, mixed precision on any device, losses re-weighted before they are summed."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from detectron2.engine import SimpleTrainer
+from torch import Tensor
+
+LossTransform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class TrainStep(SimpleTrainer):
+    """detectron2's ``SimpleTrainer`` whose step can accumulate gradients, autocast, and re-weight losses.
+
+    Args:
+        model, data_loader, optimizer: as in ``SimpleTrainer``.
+        precision: "float32", "float16" (scaled gradients; CUDA only) or "bfloat16".
+        accumulate: batches per optimizer step; each loss is divided by it.
+        loss_transforms: applied in order to the model's loss dict; the sum of what the last one returns is
+            back-propagated, while the model's own values are what is logged.
+    """
+
+    def __init__(
+        self,
+        model,
+        data_loader,
+        optimizer,
+        *,
+        precision: str = "float32",
+        accumulate: int = 1,
+        loss_transforms: Sequence[LossTransform] = (),
+    ):
+        super().__init__(model, data_loader, optimizer)
+        if precision not in PRECISIONS:
+            raise ValueError(f"SOLVER.AMP.PRECISION must be float16 or bfloat16, got '{precision}'")
+        self.device_type = next(model.parameters()).device.type
+        if precision == "float16" and self.device_type == "cpu":
+            raise ValueError("SOLVER.AMP.PRECISION float16 needs a GPU; use bfloat16 on the CPU")
+        if accumulate < 1:
+            raise ValueError(f"SOLVER.ACCUMULATE must be at least 1, got {accumulate}")
+        self.dtype, self.accumulate = PRECISIONS[precision], accumulate
+        self.loss_transforms = list(loss_transforms)
+        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=precision == "float16")
+
+    def run_step(self) -> None:
+        self.optimizer.zero_grad()
+        logged: dict[str, Tensor] = {}
+        data_time = 0.0
+        for index in range(self.accumulate):
+            start = time.perf_counter()
+            data = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            last = index == self.accumulate - 1
+            with contextlib.ExitStack() as stack:
+                if not last and hasattr(self.model, "no_sync"):
+                    stack.enter_context(self.model.no_sync())
+                losses = self._forward_backward(data)
+            for name, value in losses.items():
+                logged[name] = logged.get(name, 0) + value.detach() / self.accumulate
+        self.after_backward()
+        self._write_metrics(logged, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _forward_backward(self, data: list[dict]) -> dict[str, Tensor]:
+        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
+            losses = self.model(data)
+        weighted = losses
+        for transform in self.loss_transforms:
+            weighted = transform(weighted)
+        total = sum(weighted.values()) / self.accumulate
+        self.grad_scaler.scale(total).backward()
+        return losses
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
+        super().load_state_dict(state)

@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Train or evaluate a detector: CenterX, Plain-DETR, or any registered one."""
+
+import logging
+import os
+import sys
+
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+
+import centerx  # noqa: F401  (registers its models and recipe)
+import plain_detr  # noqa: F401
+from d2x.engine.checkpoint import Checkpointer
+from d2x.engine.errors import one_line_errors
+from d2x.engine.load_cfg import load_cfg, prepare_data
+from d2x.engine.logs import setup_logs
+from d2x.engine.trainer import Trainer
+
+EPILOG = """examples:
+  train       tools/train_net.py --config-file projects/CenterX/configs/quickstart.yaml
+  own data    tools/train_net.py --config-file projects/CenterX/configs/centernet_R_18_70ep.yaml \\
+                --train-json a.json --train-images a/ --val-json b.json --val-images b/
+  resume      ... --resume
+  evaluate    ... --eval-only MODEL.WEIGHTS output/model_final.pth
+  override    ... SOLVER.BASE_LR 0.01 SOLVER.MAX_ITER 1000
+"""
+
+
+def parser():
+    """detectron2's arguments plus the user's own data."""
+    result = default_argument_parser(EPILOG)
+    result.description = __doc__
+    data = result.add_argument_group("own data", "COCO json and image folder; classes follow from the json")
+    data.add_argument("--train-json", metavar="JSON")
+    data.add_argument("--train-images", metavar="FOLDER")
+    data.add_argument("--val-json", metavar="JSON")
+    data.add_argument("--val-images", metavar="FOLDER")
+    return result
+
+
+def setup(args):
+    """The complete, frozen config of a run; logs and a copy of the config go to ``OUTPUT_DIR``."""
+    opts = list(args.opts)
+    for name in ("train_json", "train_images", "val_json", "val_images"):
+        value = getattr(args, name)
+        if value:
+            opts += [f"DATASETS.{name.upper()}", value]
+    cfg = prepare_data(load_cfg(args.config_file, opts))
+    cfg.freeze()
+    setup_logs(cfg.OUTPUT_DIR)
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args):
+    """Run one process; returns the evaluation results."""
+    cfg = setup(args)
+    if args.eval_only:
+        if not cfg.MODEL.WEIGHTS and not args.resume:
+            raise ValueError("--eval-only needs MODEL.WEIGHTS (or --resume, for the last checkpoint of OUTPUT_DIR)")
+        model = Trainer.build_model(cfg)
+        Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        return Trainer.test(cfg, model)
+    if not args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")) and comm.is_main_process():
+        raise ValueError(f"{cfg.OUTPUT_DIR} already holds a run: add --resume, or choose another OUTPUT_DIR")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    return getattr(trainer, "_last_eval_results", {})
+
+
+if __name__ == "__main__":
+    arguments = parser().parse_args()
+    with one_line_errors():
+        launch(
+            main,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments,),
+        )
+    logging.shutdown()
+    sys.exit(0)
