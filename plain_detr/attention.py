@@ -1,0 +1,209 @@
+"""Attention with an axial bias, without ever holding a number for every (query, pixel) pair when it trains.
+
+``biased_attention`` is the one entry. Three ways compute the same function:
+
+- ``naive_biased_attention``: the formula as it reads; the oracle of the tests, and what is exported.
+- *fused*: the bias rides in the dot product. With one-hot codes of a key's row and column appended to it, and the
+  query's biases appended to the query, q'.k' = q.k / sqrt(d) + bias_y[row] + bias_x[column]; any fused kernel does the
+  rest. Exact, but the head grows by Hf + Wf channels, which fused kernels limit.
+- *chunked*: a few queries at a time, forward and backward, in one block of memory that stays in the cache. For wider
+  maps than the fused kernel takes, and on the CPU, where it is faster than the fused kernel on wide heads.
+
+Shape shorthand: N images, h heads, Q queries, L = Hf * Wf keys row by row, d channels of a head.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Largest head of torch's fused GPU kernels.
+FUSED_MAX_CHANNELS = 256
+
+# Logits held at a time by the chunked form.
+CHUNK_LOGITS = 1 << 20
+
+IMPLEMENTATIONS = ("auto", "fused", "chunked", "naive")
+
+
+def biased_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_x: Tensor | None = None,
+    bias_y: Tensor | None = None,
+    padding: Tensor | None = None,
+    *,
+    padding_value: float = -math.inf,
+    bias: Tensor | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v, where bias[query, (row, column)] = bias_y[query, row] + bias_x[query, column].
+
+    Args:
+        q: (N, h, Q, d).
+        k, v: (N, h, L, d).
+        bias_x: (N, h, Q, Wf), or None together with ``bias_y``.
+        bias_y: (N, h, Q, Hf).
+        padding: (N, L) bool, True for keys that are padding; None means none is.
+        padding_value: added to the logits of padded keys. The released code adds -100, which a large bias outweighs.
+        bias: (N, h, Q, L), a bias that does not split into axes; excludes the two others.
+        implementation: "auto", or one of the three by name. "auto" takes the fused form on a GPU where the head fits,
+            the naive one while exporting, else the chunked one.
+
+    Returns:
+        (N, h, Q, d) in the type of ``v``.
+
+    Raises:
+        ValueError: an unknown implementation, or a map of another size than the keys.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention implementation must be one of {', '.join(IMPLEMENTATIONS)}: '{implementation}'")
+    if bias_x is not None and bias_x.shape[-1] * bias_y.shape[-1] != k.shape[2]:
+        raise ValueError(f"a bias for {bias_y.shape[-1]} x {bias_x.shape[-1]} cells does not fit {k.shape[2]} keys")
+    mask = _padding_mask(padding, padding_value, q.dtype)
+    if bias is not None:
+        bias = bias.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias if mask is None else bias + mask)
+    if bias_x is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if implementation == "auto":
+        implementation = _choose(q, bias_x, bias_y)
+    if implementation == "naive":
+        return naive_biased_attention(q, k, v, bias_x, bias_y, padding, padding_value=padding_value)
+    if implementation == "fused":
+        return _fused(q, k, v, bias_x, bias_y, padding, mask)
+    return _ChunkedAttention.apply(q, k, v, bias_x.float(), bias_y.float(), padding, padding_value)
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    bias_x: Tensor | None,
+    bias_y: Tensor | None,
+    padding: Tensor | None,
+    *,
+    padding_value: float = -math.inf,
+) -> Tensor:
+    """(N, h, Q, L) attention probabilities, float32; arguments as in ``biased_attention``."""
+    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if bias_x is not None:
+        logits = logits + (bias_y.float()[..., :, None] + bias_x.float()[..., None, :]).flatten(-2)
+    mask = _padding_mask(padding, padding_value, torch.float32)
+    return (logits if mask is None else logits + mask).softmax(-1)
+
+
+def naive_biased_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_x: Tensor | None,
+    bias_y: Tensor | None,
+    padding: Tensor | None,
+    *,
+    padding_value: float = -math.inf,
+) -> Tensor:
+    """``biased_attention`` with every logit in memory."""
+    return attention_weights(q, k, bias_x, bias_y, padding, padding_value=padding_value).to(v.dtype) @ v
+
+
+def _choose(q: Tensor, bias_x: Tensor, bias_y: Tensor) -> str:
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return "naive"
+    fits = q.shape[-1] + bias_x.shape[-1] + bias_y.shape[-1] <= FUSED_MAX_CHANNELS
+    return "fused" if q.is_cuda and fits else "chunked"
+
+
+def _padding_mask(padding: Tensor | None, value: float, dtype: torch.dtype) -> Tensor | None:
+    """(N, 1, 1, L) to add to the logits."""
+    if padding is None:
+        return None
+    zero = torch.zeros(padding.shape, dtype=dtype, device=padding.device)
+    return zero.masked_fill(padding, value)[:, None, None]
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, bias_x: Tensor, bias_y: Tensor, padding: Tensor | None, mask: Tensor | None
+) -> Tensor:
+    heads, channels = q.shape[1], q.shape[-1]
+    height, width = bias_y.shape[-1], bias_x.shape[-1]
+    # The softmax ignores what is common to all keys. Without it the biases that matter are near zero, where half
+    # precision is finest.
+    outside = None if padding is None else padding.unflatten(-1, (height, width))
+    bias_x = bias_x - _largest(bias_x, None if outside is None else outside.all(1))
+    bias_y = bias_y - _largest(bias_y, None if outside is None else outside.all(2))
+    rows = torch.eye(height, dtype=k.dtype, device=k.device).repeat_interleave(width, 0)
+    columns = torch.eye(width, dtype=k.dtype, device=k.device).repeat(height, 1)
+    codes = torch.cat([rows, columns], dim=-1).expand(len(k), heads, -1, -1)
+    coded_q = torch.cat([q / math.sqrt(channels), bias_y.to(q.dtype), bias_x.to(q.dtype)], dim=-1)
+    coded_k = torch.cat([k, codes], dim=-1)
+    # Kernels want equal heads for keys and values, a multiple of 8 wide.
+    total = -(-coded_q.shape[-1] // 8) * 8
+    coded_q, coded_k, coded_v = (F.pad(one, (0, total - one.shape[-1])) for one in (coded_q, coded_k, v))
+    return F.scaled_dot_product_attention(coded_q, coded_k, coded_v, attn_mask=mask, scale=1.0)[..., :channels]
+
+
+def _largest(bias: Tensor, outside: Tensor | None) -> Tensor:
+    bias = bias.detach()
+    if outside is not None:
+        bias = bias.masked_fill(outside[:, None, None], -math.inf)
+    return bias.amax(-1, keepdim=True)
+
+
+class _ChunkedAttention(torch.autograd.Function):
+    """The chunked form. Keeps its inputs, its output and one number per query (the log of the softmax's sum)."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias_x, bias_y, padding, padding_value):
+        mask = _padding_mask(padding, padding_value, torch.float32)
+        out = torch.empty_like(q)
+        log_sum = q.new_empty(q.shape[:3], dtype=torch.float32)
+        with torch.autocast(q.device.type, enabled=False):
+            key = k.transpose(-1, -2)
+            for part in _chunks(q, k):
+                logits = _logits(q[:, :, part], key, bias_x[:, :, part], bias_y[:, :, part], mask)
+                largest = logits.amax(-1, keepdim=True)
+                weights = logits.sub_(largest).exp_()
+                total = weights.sum(-1, keepdim=True)
+                log_sum[:, :, part] = (largest + total.log()).squeeze(-1)
+                out[:, :, part] = (weights.to(v.dtype) @ v) / total.to(v.dtype)
+        ctx.save_for_backward(q, k, v, bias_x, bias_y, mask, out, log_sum)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        q, k, v, bias_x, bias_y, mask, out, log_sum = ctx.saved_tensors
+        height, width = bias_y.shape[-1], bias_x.shape[-1]
+        scale = 1 / math.sqrt(q.shape[-1])
+        grad_q = torch.empty_like(q)
+        grad_k, grad_v = (torch.zeros_like(one, dtype=torch.float32) for one in (k, v))
+        grad_x, grad_y = torch.empty_like(bias_x), torch.empty_like(bias_y)
+        with torch.autocast(q.device.type, enabled=False):
+            key, value = k.transpose(-1, -2), v.transpose(-1, -2)
+            mean = (grad_out.float() * out.float()).sum(-1, keepdim=True)
+            for part in _chunks(q, k):
+                logits = _logits(q[:, :, part], key, bias_x[:, :, part], bias_y[:, :, part], mask)
+                weights = logits.sub_(log_sum[:, :, part, None]).exp_()
+                grad = grad_out[:, :, part]
+                grad_v += weights.to(v.dtype).transpose(-1, -2) @ grad
+                grad_logits = (grad @ value).float().sub_(mean[:, :, part]).mul_(weights)
+                by_cell = grad_logits.unflatten(-1, (height, width))
+                grad_x[:, :, part], grad_y[:, :, part] = by_cell.sum(-2), by_cell.sum(-1)
+                grad_logits = grad_logits.to(q.dtype)
+                grad_q[:, :, part] = grad_logits @ k * scale
+                grad_k += grad_logits.transpose(-1, -2) @ q[:, :, part] * scale
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), grad_x, grad_y, None, None
+
+
+def _chunks(q: Tensor, k: Tensor) -> list[slice]:
+    step = max(8, CHUNK_LOGITS // max(1, len(q) * q.shape[1] * k.shape[2]))
+    return [slice(start, start + step) for start in range(0, q.shape[2], step)]
+
+
+def _logits(q: Tensor, key: Tensor, bias_x: Tensor, bias_y: Tensor, mask: Tensor | None) -> Tensor:
+    logits = ((q / math.sqrt(q.shape[-1])) @ key).float()
+    by_cell = logits.unflatten(-1, (bias_y.shape[-1], bias_x.shape[-1]))
+    by_cell += bias_y[..., :, None]
+    by_cell += bias_x[..., None, :]
+    return logits if mask is None else logits.add_(mask)

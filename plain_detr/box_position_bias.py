@@ -1,0 +1,112 @@
+"""BoxRPB: what a query's box adds to its attention to every pixel (Lin et al., ICCV 2023, section 4.1)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# Numbers in the hidden layer above which training computes it again in the backward pass, in pieces of this size.
+HIDDEN_NUMBERS = 1 << 23
+
+
+class AttentionBias(NamedTuple):
+    """Bias of (query, key) logits: by axis, or for every pair.
+
+    Attributes:
+        x: (N, heads, Q, Wf), None when ``full`` is given.
+        y: (N, heads, Q, Hf), None when ``full`` is given.
+        full: (N, heads, Q, Hf * Wf).
+    """
+
+    x: Tensor | None = None
+    y: Tensor | None = None
+    full: Tensor | None = None
+
+
+def linear_offset(offset: Tensor) -> Tensor:
+    """Pixels as they are."""
+    return offset
+
+
+def abs_log8_offset(offset: Tensor) -> Tensor:
+    """sign(d) * log2(|d| + 1) / log2(8), Swin V2's scale."""
+    return offset.sign() * torch.log2(offset.abs() + 1) / math.log2(8)
+
+
+OFFSETS = {"linear": linear_offset, "abs_log8": abs_log8_offset}
+
+
+class BoxRPB(nn.Module):
+    """Box-to-pixel relative position bias.
+
+    For a box (x1, y1, x2, y2) and the centre (x_j, y_i) of cell (i, j), all in pixels:
+
+    - ``axial=True`` (eq. 4): MLP_x(x1 - x_j, x2 - x_j) + MLP_y(y1 - y_i, y2 - y_i): cost grows with Wf + Hf;
+    - ``axial=False`` (eq. 3): MLP(x1 - x_j, y1 - y_i, x2 - x_j, y2 - y_i): cost grows with Wf * Hf. For ablations.
+
+    Args:
+        num_heads: outputs of the MLPs.
+        hidden_dim: their one hidden layer.
+        offsets: "linear" or "abs_log8", what the MLPs see of a difference.
+        axial: see above.
+        corners: False replaces the two corners by the box's centre.
+    """
+
+    def __init__(
+        self, *, num_heads: int, hidden_dim: int = 512, offsets: str = "linear", axial: bool = True, corners: bool = True
+    ):
+        super().__init__()
+        if offsets not in OFFSETS:
+            raise ValueError(f"BOX_RPB.OFFSETS must be one of {', '.join(OFFSETS)}, got '{offsets}'")
+        self.scale, self.axial, self.corners = OFFSETS[offsets], axial, corners
+        inputs = 2 if corners else 1
+        if axial:
+            self.mlp_x = _mlp(inputs, hidden_dim, num_heads)
+            self.mlp_y = _mlp(inputs, hidden_dim, num_heads)
+        else:
+            self.mlp = _mlp(2 * inputs, hidden_dim, num_heads)
+
+    def forward(self, boxes_cxcywh: Tensor, hw: tuple[int, int], stride: int) -> AttentionBias:
+        """Bias of every query towards every cell, float32 also under autocast: offsets are hundreds of pixels.
+
+        Args:
+            boxes_cxcywh: (N, Q, 4), pixels of the padded input. Never over the image's size: a box knows no padding.
+            hw: (Hf, Wf) of the map.
+            stride: input pixels per cell.
+        """
+        with torch.autocast(boxes_cxcywh.device.type, enabled=False):
+            boxes = boxes_cxcywh.float()
+            ends = boxes[..., :2, None]  # (N, Q, 2 axes, 1 centre)
+            if self.corners:
+                half = boxes[..., 2:, None] / 2
+                ends = torch.cat([ends - half, ends + half], dim=-1)  # (N, Q, 2 axes, 2 corners)
+            y, x = (
+                (torch.arange(size, dtype=torch.float32, device=boxes.device) + 0.5)[:, None] * stride for size in hw
+            )
+            x = self.scale(ends[:, :, None, 0] - x)  # (N, Q, Wf, 1 or 2)
+            y = self.scale(ends[:, :, None, 1] - y)  # (N, Q, Hf, 1 or 2)
+            if self.axial:
+                return AttentionBias(_apply(self.mlp_x, x), _apply(self.mlp_y, y))
+            x, y = (axis.expand(-1, -1, *hw, -1) for axis in (x[:, :, None], y[:, :, :, None]))
+            pairs = torch.stack([x, y], dim=-1).flatten(-2)  # x1, y1, x2, y2
+            return AttentionBias(full=_apply(self.mlp, pairs.flatten(2, 3)))
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs, bias=False))
+
+
+def _apply(mlp: nn.Sequential, offsets: Tensor) -> Tensor:
+    """(N, Q, cells, inputs) -> (N, heads, Q, cells), with a bound on the memory of the hidden layer."""
+    hidden = mlp[0].out_features
+    numbers = offsets.shape[0] * offsets.shape[1] * offsets.shape[2] * hidden
+    if numbers <= HIDDEN_NUMBERS or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return mlp(offsets).permute(0, 3, 1, 2)
+    parts = offsets.chunk(-(-numbers // HIDDEN_NUMBERS), dim=1)
+    if torch.is_grad_enabled():
+        parts = [checkpoint(mlp, part, use_reentrant=False) for part in parts]
+    else:
+        parts = [mlp(part) for part in parts]
+    return torch.cat(parts, dim=1).permute(0, 3, 1, 2)

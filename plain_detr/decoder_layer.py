@@ -1,0 +1,227 @@
+"""One layer of the decoder: self-attention, global cross-attention, feed-forward."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plain_detr.attention import attention_weights, biased_attention
+from plain_detr.box_position_bias import AttentionBias, BoxRPB
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention inside each group of queries; groups do not see each other.
+
+    Running the groups one by one equals a mask between them, at the cost of the squares of their sizes. Parameters
+    are named and started as in ``nn.MultiheadAttention``.
+    """
+
+    def __init__(self, *, hidden_dim: int, num_heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden_dim))
+        self.out_proj = nn.Linear(hidden_dim, hidden_dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(
+        self, x: Tensor, position: Tensor, groups: Sequence[int] | None = None, padding: Tensor | None = None
+    ) -> Tensor:
+        """Attend within groups.
+
+        Args:
+            x: (N, Q, C), the values; queries and keys are ``x + position``.
+            position: (N, Q, C).
+            groups: sizes that sum to Q; None is one group of all.
+            padding: (N, Q) bool, True for tokens nobody may attend to.
+        """
+        channels = x.shape[-1]
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        pairs = F.linear(x + position, weight[: 2 * channels], bias[: 2 * channels])
+        values = F.linear(x, weight[2 * channels :], bias[2 * channels :])
+        q, k, v = (_heads(one, self.num_heads) for one in (*pairs.chunk(2, dim=-1), values))
+        mask = None
+        if padding is not None:
+            mask = torch.zeros(padding.shape, dtype=q.dtype, device=q.device)
+            mask = mask.masked_fill(padding, -math.inf)[:, None, None]
+        dropout = self.dropout if self.training else 0.0
+        groups = [x.shape[1]] if groups is None else list(groups)
+        attended = [
+            F.scaled_dot_product_attention(*one, attn_mask=mask, dropout_p=dropout)
+            for one in zip(*(part.split(groups, dim=2) for part in (q, k, v)))
+        ]
+        return self.out_proj(torch.cat(attended, dim=2).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Global attention from queries to every cell of one feature map, with an optional bias by box.
+
+    Args:
+        hidden_dim, num_heads: C and h.
+        box_rpb: the bias, or None for position by content only.
+        padding_value: added to logits of padded cells; -inf, or -100 as the released code.
+        implementation: see ``biased_attention``.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        num_heads: int,
+        box_rpb: BoxRPB | None = None,
+        padding_value: float = -math.inf,
+        implementation: str = "auto",
+    ):
+        super().__init__()
+        if hidden_dim % num_heads:
+            raise ValueError(f"HIDDEN_DIM {hidden_dim} is not a multiple of NUM_HEADS {num_heads}")
+        self.num_heads, self.padding_value, self.implementation = num_heads, padding_value, implementation
+        self.query = nn.Linear(hidden_dim, hidden_dim)
+        self.key = nn.Linear(hidden_dim, hidden_dim)
+        self.value = nn.Linear(hidden_dim, hidden_dim)
+        self.output = nn.Linear(hidden_dim, hidden_dim)
+        self.box_rpb = box_rpb
+
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        boxes_cxcywh: Tensor,
+        hw: tuple[int, int],
+        stride: int,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            queries: (N, Q, C), position included.
+            keys: (N, L, C), position included.
+            values: (N, L, C).
+            boxes_cxcywh: (N, Q, 4), pixels; read only by the bias.
+            hw: (Hf, Wf), Hf * Wf = L.
+            stride: input pixels per cell.
+            padding: (N, L) bool or None.
+
+        Returns:
+            (N, Q, C).
+        """
+        q, k, v = self._project(queries, keys, values)
+        bias = self._bias(boxes_cxcywh, hw, stride)
+        attended = biased_attention(
+            q, k, v, bias.x, bias.y, padding,
+            padding_value=self.padding_value, bias=bias.full, implementation=self.implementation,
+        )  # fmt: skip
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def weights(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        boxes_cxcywh: Tensor,
+        hw: tuple[int, int],
+        stride: int,
+        padding: Tensor | None = None,
+        *,
+        with_bias: bool = True,
+    ) -> Tensor:
+        """(N, h, Q, Hf, Wf) attention probabilities, for pictures; arguments as in ``forward``."""
+        q, k, _ = self._project(queries, keys, keys)
+        bias = self._bias(boxes_cxcywh, hw, stride) if with_bias else AttentionBias()
+        if bias.full is not None:
+            weights = (attention_weights(q, k, None, None, padding, padding_value=self.padding_value).log() + bias.full).softmax(-1)
+        else:
+            weights = attention_weights(q, k, bias.x, bias.y, padding, padding_value=self.padding_value)
+        return weights.unflatten(-1, tuple(hw))
+
+    def _project(self, queries: Tensor, keys: Tensor, values: Tensor) -> list[Tensor]:
+        projected = self.query(queries), self.key(keys), self.value(values)
+        return [_heads(one, self.num_heads) for one in projected]
+
+    def _bias(self, boxes_cxcywh: Tensor, hw: tuple[int, int], stride: int) -> AttentionBias:
+        return AttentionBias() if self.box_rpb is None else self.box_rpb(boxes_cxcywh, hw, stride)
+
+
+class FeedForward(nn.Module):
+    """Linear, ReLU, linear."""
+
+    def __init__(self, *, hidden_dim: int, feedforward_dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.linear1 = nn.Linear(hidden_dim, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention, feed-forward, each with a residual and a norm before or after it.
+
+    Args:
+        cross_attention: the finished module; it carries what differs between variants.
+        norm_first: norm before each part ("pre-norm") or after each sum ("post-norm").
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        num_heads: int,
+        feedforward_dim: int,
+        cross_attention: CrossAttention,
+        dropout: float = 0.0,
+        norm_first: bool = True,
+    ):
+        super().__init__()
+        self.norm_first = norm_first
+        self.self_attention = SelfAttention(hidden_dim=hidden_dim, num_heads=num_heads, dropout=dropout)
+        self.self_attention_norm = nn.LayerNorm(hidden_dim)
+        self.cross_attention = cross_attention
+        self.cross_attention_norm = nn.LayerNorm(hidden_dim)
+        self.feedforward = FeedForward(hidden_dim=hidden_dim, feedforward_dim=feedforward_dim, dropout=dropout)
+        self.feedforward_norm = nn.LayerNorm(hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        groups: Sequence[int],
+        keys: Tensor,
+        values: Tensor,
+        boxes_cxcywh: Tensor,
+        hw: tuple[int, int],
+        stride: int,
+        padding: Tensor | None,
+    ) -> Tensor:
+        """(N, Q, C) queries ``x`` with position codes ``position`` -> (N, Q, C); the rest as in the attentions."""
+        x = self._part(x, self.self_attention_norm, lambda y: self.self_attention(y, position, groups))
+        x = self._part(
+            x,
+            self.cross_attention_norm,
+            lambda y: self.cross_attention(y + position, keys, values, boxes_cxcywh, hw, stride, padding),
+        )
+        return self._part(x, self.feedforward_norm, self.feedforward)
+
+    def _part(self, x: Tensor, norm: nn.LayerNorm, part) -> Tensor:
+        if self.norm_first:
+            return x + self.dropout(part(norm(x)))
+        return norm(x + self.dropout(part(x)))
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    """(N, L, C) -> (N, h, L, C / h)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def init_transformer_linears(module: nn.Module) -> None:
+    """Truncated normal of 0.02 and zero bias for every linear layer inside ``module``."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

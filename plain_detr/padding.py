@@ -1,0 +1,131 @@
+"""Where the images of a batch lie on a feature map, and how each keeps clear of the others.
+
+The released Plain-DETR loses accuracy when images of different sizes share a batch: their padding reaches the
+backbone, the group norm, the validity of anchors and the limits boxes are clipped to. Two settings undo that:
+
+- *batch independence*: the layers that see pixels next to each other (backbone, up-sampling, projection) run once
+  for each distinct image size, so an image meets only the padding that it would have alone. Everything after them
+  works on single cells or attends under a mask. Images of one size still share one call.
+- *valid area*: ``"image"`` counts a cell as valid when the image reaches into it, ``ceil(size / stride)``, and takes
+  the image's own size as its extent; ``"nearest"`` is the released rule: the pixel mask resized with nearest
+  neighbours, and an extent of (valid cells * stride), which may be smaller or larger than the image.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Size = tuple[int, int]  # (height, width)
+
+
+class FeatureGrid(NamedTuple):
+    """The cells of one feature map of the batch, and which of them hold which image.
+
+    Valid cells are always a rectangle at the top left.
+
+    Attributes:
+        stride: input pixels per cell.
+        hw: (Hf, Wf) of the map of the whole batch.
+        own: for each image the (rows, columns) of the map its own call of the backbone gave; at most ``hw``.
+        valid: for each image the (rows, columns) that hold it; at most ``own``.
+        extent: for each image the (height, width) in pixels that counts as image.
+    """
+
+    stride: int
+    hw: Size
+    own: list[Size]
+    valid: list[Size]
+    extent: list[Size]
+
+    def padding(self, device: torch.device) -> Tensor:
+        """(N, Hf, Wf) bool, True where there is no image."""
+        height, width = self.hw
+        valid = torch.tensor(self.valid, device=device)
+        rows = torch.arange(height, device=device) >= valid[:, :1]  # (N, Hf)
+        columns = torch.arange(width, device=device) >= valid[:, 1:]  # (N, Wf)
+        return rows[:, :, None] | columns[:, None, :]
+
+    def key_padding(self, device: torch.device) -> Tensor | None:
+        """(N, L) bool as ``padding``, or None when every cell of every image is valid."""
+        if all(tuple(valid) == tuple(self.hw) for valid in self.valid):
+            return None
+        return self.padding(device).flatten(1)
+
+    def extent_wh(self, device: torch.device) -> Tensor:
+        """(N, 1, 2) float32 (width, height) in pixels."""
+        return sizes_wh(self.extent, device)
+
+
+def sizes_wh(sizes: Sequence[Size], device: torch.device) -> Tensor:
+    """(height, width) pairs as (N, 1, 2) float32 (width, height)."""
+    return torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32, device=device)[:, None]
+
+
+def group_by_size(sizes: Sequence[Size]) -> list[list[int]]:
+    """Indices of images of equal size, one list for each distinct size, in order of first appearance."""
+    groups: dict[Size, list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(tuple(size), []).append(index)
+    return list(groups.values())
+
+
+def join_maps(maps: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> Tensor:
+    """Put the maps of the groups, (n_g, C, h_g, w_g) each, into one (N, C, max h, max w), zeros elsewhere."""
+    if len(groups) == 1:
+        return maps[0]
+    height, width = (max(one.shape[axis] for one in maps) for axis in (2, 3))
+    padded = [F.pad(one, (0, width - one.shape[3], 0, height - one.shape[2])) for one in maps]
+    order = [index for group in groups for index in group]
+    place = sorted(range(len(order)), key=order.__getitem__)
+    return torch.cat(padded)[place]
+
+
+def cells(size: Size, stride: int) -> Size:
+    """(rows, columns) of cells that an image of (height, width) pixels reaches into."""
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+def nearest_valid(valid: int, full: int, resized: int) -> int:
+    """Length of a row of ``valid`` True out of ``full`` entries after resizing it to ``resized`` entries, nearest."""
+    row = (torch.arange(full) < valid).float()
+    return int(F.interpolate(row[None, None], size=resized).sum())
+
+
+def image_grid(sizes: Sequence[Size], hw: Size, own: Sequence[Size], stride: int) -> FeatureGrid:
+    """Valid area by the rule ``"image"``; ``sizes`` are the (height, width) of the images in pixels."""
+    valid = [tuple(min(pair) for pair in zip(cells(size, stride), mine)) for size, mine in zip(sizes, own)]
+    return FeatureGrid(stride, tuple(hw), [tuple(mine) for mine in own], valid, [tuple(size) for size in sizes])
+
+
+def nearest_grid(
+    sizes: Sequence[Size], padded: Sequence[Size], hw: Size, own: Sequence[Size], stride: int
+) -> FeatureGrid:
+    """Valid area by the rule ``"nearest"``; ``padded`` are the sizes the images were padded to for the backbone."""
+    valid = [
+        tuple(max(1, nearest_valid(size[axis], pad[axis], mine[axis])) for axis in (0, 1))
+        for size, pad, mine in zip(sizes, padded, own)
+    ]
+    extent = [(h * stride, w * stride) for h, w in valid]
+    return FeatureGrid(stride, tuple(hw), [tuple(mine) for mine in own], valid, extent)
+
+
+def resized_hw(hw: Size, stride: int, target: int) -> Size:
+    """Size of a map taken from one stride to another by 2x2 convolutions: doubled, or halved and rounded down."""
+    if target <= stride:
+        return hw[0] * (stride // target), hw[1] * (stride // target)
+    return hw[0] // (target // stride), hw[1] // (target // stride)
+
+
+def level_grid(grid: FeatureGrid, stride: int, hw: Size, rule: str) -> FeatureGrid:
+    """The grid of a level made from ``grid``'s map, at another stride and of size ``hw``."""
+    if rule == "image":
+        return image_grid(grid.extent, hw, [hw] * len(grid.own), stride)
+    own = [resized_hw(mine, grid.stride, stride) for mine in grid.own]
+    valid = [
+        tuple(nearest_valid(valid[axis], mine[axis], new[axis]) if new[axis] else 0 for axis in (0, 1))
+        for valid, mine, new in zip(grid.valid, grid.own, own)
+    ]
+    return FeatureGrid(stride, hw, own, valid, [(h * stride, w * stride) for h, w in valid])

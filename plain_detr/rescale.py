@@ -1,0 +1,39 @@
+"""Stacks of 2x2 convolutions with stride 2 that take a feature map from one stride to another."""
+
+from timm.layers import LayerNorm2d
+from torch import nn
+
+
+def rescale(channels: int, stride: int, target: int, *, halve: bool = False) -> nn.Sequential:
+    """Convolutions from ``stride`` to ``target``, LayerNorm over the channels and GELU between two of them.
+
+    Args:
+        channels: of the input map.
+        stride, target: input pixels per cell before and after; they differ by a power of two.
+        halve: each doubling of the resolution halves the channels (the backbone's output), else they stay (levels
+            for proposals).
+
+    Returns:
+        A module with attribute ``out_channels``; empty when the strides are equal.
+
+    Raises:
+        ValueError: the strides do not differ by a power of two, or the channels cannot be halved.
+    """
+    ratio = max(stride, target) // min(stride, target)
+    if max(stride, target) % min(stride, target) or ratio & (ratio - 1):
+        raise ValueError(f"cannot rescale from stride {stride} to {target}: not a power of two apart")
+    layers: list[nn.Module] = []
+    for _ in range(ratio.bit_length() - 1):
+        if layers:
+            layers += [LayerNorm2d(channels, eps=1e-5), nn.GELU()]
+        if target < stride:
+            if halve and channels % 2:
+                raise ValueError(f"cannot halve {channels} channels while up-sampling from stride {stride} to {target}")
+            out_channels = channels // 2 if halve else channels
+            layers.append(nn.ConvTranspose2d(channels, out_channels, kernel_size=2, stride=2))
+            channels = out_channels
+        else:
+            layers.append(nn.Conv2d(channels, channels, kernel_size=2, stride=2))
+    stack = nn.Sequential(*layers)
+    stack.out_channels = channels
+    return stack
