@@ -85,11 +85,14 @@ def attention_weights(
     padding: Tensor | None,
     *,
     padding_value: float = -math.inf,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """(N, h, Q, L) attention probabilities, float32; arguments as in ``biased_attention``."""
     logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
     if bias_x is not None:
         logits = logits + (bias_y.float()[..., :, None] + bias_x.float()[..., None, :]).flatten(-2)
+    if bias is not None:
+        logits = logits + bias.float()
     mask = _padding_mask(padding, padding_value, torch.float32)
     return (logits if mask is None else logits + mask).softmax(-1)
 

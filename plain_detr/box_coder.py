@@ -55,6 +55,7 @@ def decode_deltas(
     extent: Tensor | None = None,
     *,
     max_log_ratio: float = MAX_LOG_RATIO,
+    max_shift: float | None = None,
 ) -> Tensor:
     """Move and scale boxes: centre = p_xy + p_wh * d_xy, size = p_wh * exp(d_wh).
 
@@ -63,13 +64,18 @@ def decode_deltas(
         deltas: (..., 4) (dx, dy, dw, dh), no unit; dw and dh are clipped to +-``max_log_ratio``.
         extent: (..., 2) (width, height) the corners are clipped to; None does not clip. Gradients are zero where the
             clip acts.
+        max_shift: pixels a centre may move; the sizes then have no lower bound (YOLOF's form; no released model).
 
     Returns:
         (..., 4) (cx, cy, w, h), pixels.
     """
     size = reference[..., 2:]
-    centre = reference[..., :2] + size * deltas[..., :2]
-    half = size * deltas[..., 2:].clamp(-max_log_ratio, max_log_ratio).exp() / 2
+    shift, log_ratio = size * deltas[..., :2], deltas[..., 2:].clamp(max=max_log_ratio)
+    if max_shift is None:
+        log_ratio = log_ratio.clamp(min=-max_log_ratio)
+    else:
+        shift = shift.clamp(-max_shift, max_shift)
+    centre, half = reference[..., :2] + shift, size * log_ratio.exp() / 2
     low, high = centre - half, centre + half
     if extent is not None:
         low, high = (torch.minimum(corner.clamp(min=0), extent) for corner in (low, high))

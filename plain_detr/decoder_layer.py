@@ -131,10 +131,9 @@ class CrossAttention(nn.Module):
         """(N, h, Q, Hf, Wf) attention probabilities, for pictures; arguments as in ``forward``."""
         q, k, _ = self._project(queries, keys, keys)
         bias = self._bias(boxes_cxcywh, hw, stride) if with_bias else AttentionBias()
-        if bias.full is not None:
-            weights = (attention_weights(q, k, None, None, padding, padding_value=self.padding_value).log() + bias.full).softmax(-1)
-        else:
-            weights = attention_weights(q, k, bias.x, bias.y, padding, padding_value=self.padding_value)
+        weights = attention_weights(
+            q, k, bias.x, bias.y, padding, padding_value=self.padding_value, bias=bias.full
+        )  # fmt: skip
         return weights.unflatten(-1, tuple(hw))
 
     def _project(self, queries: Tensor, keys: Tensor, values: Tensor) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """Swin V2 as a detectron2 backbone, with whole-map attention where asked and maps of any size.
 
 The parts of the windowed form are in timm, but not the function Plain-DETR's backbone computes; see
-``swin_v2_attention`` for what is missing there. Parameter names are the field's (``layers.0.blocks.0.attn.qkv.weight``),
-so Swin V2 files of any origin need a prefix changed at most.
+``swin_v2_attention`` for what is missing there. Parameter names are the field's, such as
+``layers.0.blocks.0.attn.qkv.weight``, so Swin V2 files of any origin need a prefix changed at most.
 """
 
 from collections.abc import Sequence
@@ -101,7 +101,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(3, dim, patch_size, patch_size)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, eps=_EPSILON)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, ceil(H / 4), ceil(W / 4), C)."""

@@ -1,0 +1,98 @@
+"""The training loss: match and score every decoder layer, the proposals, and both query groups."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import Tensor
+
+from plain_detr.box_coder import BoxCoder
+from plain_detr.hybrid import MatchTask
+from plain_detr.matcher import HungarianMatcher
+from plain_detr.predictions import BoxSetPrediction, Matches, SetTargets
+from plain_detr.set_losses import box_losses, class_loss, error_rates
+
+
+class LossWeights(NamedTuple):
+    """Weights of the parts of the loss; the box part is L1 in the coder's terms."""
+
+    classification: float = 2.0
+    box: float = 5.0
+    giou: float = 2.0
+
+
+class SetCriterion:
+    """Losses of any number of sets of predictions.
+
+    Every part is a sum divided by the number of boxes: repeated as the set's group repeats them, averaged over
+    processes, at least 1.
+
+    Args:
+        matcher: finds the pairs.
+        coder: the space of boxes.
+        weights: of the parts.
+        alpha, gamma: of the focal loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        matcher: HungarianMatcher,
+        coder: BoxCoder,
+        weights: LossWeights | None = None,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ):
+        self.matcher, self.coder, self.weights = matcher, coder, weights or LossWeights()
+        self.alpha, self.gamma = alpha, gamma
+
+    def __call__(
+        self, tasks: Sequence[MatchTask], targets: SetTargets, *, with_errors: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Score.
+
+        Returns:
+            losses: weighted scalars ``loss_class``, ``loss_box`` and ``loss_giou`` with each task's suffix.
+            errors: ``class_error``, ``box_error`` and ``cardinality_error`` of the last decoder layer's one-to-one
+                group, for the log; empty unless asked for.
+        """
+        with torch.autocast(targets.boxes.device.type, enabled=False):
+            tasks = [task._replace(prediction=_float(task.prediction)) for task in tasks]
+            matches = self.matcher(tasks, targets)
+            boxes = mean_over_processes(len(targets.boxes), targets.boxes.device)
+            losses: dict[str, Tensor] = {}
+            errors: dict[str, float] = {}
+            for task, pairs in zip(tasks, matches):
+                mine = targets.with_classes_merged() if task.class_agnostic else targets
+                parts = self._score(task.prediction, mine, pairs)
+                for (name, weight), value in zip(self.weights._asdict().items(), parts):
+                    name = "class" if name == "classification" else name
+                    factor = weight * task.weight / max(1.0, boxes * task.repeats)
+                    losses[f"loss_{name}{task.suffix}"] = value * factor
+            last = [
+                (task, pairs) for task, pairs in zip(tasks, matches) if task.repeats == 1 and not task.class_agnostic
+            ]
+            if last and with_errors:
+                errors = error_rates(last[-1][0].prediction, targets, last[-1][1])
+        return losses, errors
+
+    def _score(
+        self, prediction: BoxSetPrediction, targets: SetTargets, matches: Matches
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        classification = class_loss(prediction, targets, matches, alpha=self.alpha, gamma=self.gamma)
+        return classification, *box_losses(prediction, targets, matches, coder=self.coder)
+
+
+def mean_over_processes(count: int, device: torch.device) -> float:
+    """The mean of a count over all processes; without others, the count itself and no wait for the device."""
+    if comm.get_world_size() == 1:
+        return float(count)
+    total = torch.tensor(float(count), device=device)
+    dist.all_reduce(total)
+    return float(total) / comm.get_world_size()
+
+
+def _float(prediction: BoxSetPrediction) -> BoxSetPrediction:
+    return BoxSetPrediction(*(part.float() for part in prediction[:4]), prediction.valid)

@@ -1,0 +1,91 @@
+"""The decoder: layers with a head each, and the refinement of boxes from one to the next."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from plain_detr.box_coder import BoxCoder
+from plain_detr.decoder_layer import DecoderLayer, init_transformer_linears
+from plain_detr.padding import FeatureGrid
+from plain_detr.prediction_head import PredictionHead
+from plain_detr.predictions import BoxSetPrediction
+
+
+class Decoder(nn.Module):
+    """D layers that look at one feature map and refine boxes.
+
+    Layer l starts from the boxes of layer l - 1, detached. With *look forward twice* (DINO, section 3.5) its
+    prediction is computed from the same boxes undetached, so its loss also trains layer l - 1.
+
+    Args:
+        layer: the layer, copied D times and started anew.
+        heads: D heads, one a layer.
+        coder: the space of boxes.
+        look_forward_twice: see above. It changes gradients only.
+        activation_checkpoint: recompute each layer in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        *,
+        layer: DecoderLayer,
+        heads: list[PredictionHead],
+        coder: BoxCoder,
+        look_forward_twice: bool = True,
+        activation_checkpoint: bool = False,
+    ):
+        super().__init__()
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in heads)
+        self.heads = nn.ModuleList(heads)
+        hidden_dim = layer.feedforward_norm.normalized_shape[0]
+        self.final_norm = nn.LayerNorm(hidden_dim) if layer.norm_first else nn.Identity()
+        self.coder = coder
+        self.look_forward_twice, self.activation_checkpoint = look_forward_twice, activation_checkpoint
+        for one in self.layers:
+            init_transformer_linears(one)
+            nn.init.xavier_uniform_(one.self_attention.in_proj_weight)
+
+    def forward(
+        self,
+        content: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        groups: list[int],
+        memory: Tensor,
+        memory_position: Tensor,
+        grid: FeatureGrid,
+        extent: Tensor,
+    ) -> list[BoxSetPrediction]:
+        """Decode.
+
+        Args:
+            content, position: (N, Q, C), the two parts of the queries.
+            reference: (N, Q, 4), coder space, the boxes to start from.
+            groups: sizes of the query groups; they sum to Q.
+            memory: (N, L, C).
+            memory_position: (N, L, C), added to the keys only.
+            grid: of the memory.
+            extent: (N, 1, 2) valid (width, height) in pixels.
+
+        Returns:
+            One prediction a layer.
+        """
+        keys = memory + memory_position.to(memory.dtype)
+        padding = grid.key_padding(memory.device)
+        x, undetached, predictions = content, reference, []
+        for layer, head in zip(self.layers, self.heads):
+            pixels = self.coder.to_pixels(reference, extent)
+            inputs = (x, position, groups, keys, memory, pixels, grid.hw, grid.stride, padding)
+            if self.activation_checkpoint and self.training:
+                x = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                x = layer(*inputs)
+            logits, raw = head(self.final_norm(x))
+            boxes = self.coder.decode(undetached, raw, extent)
+            predictions.append(BoxSetPrediction(logits, boxes, raw, undetached))
+            updated = boxes if undetached is reference else self.coder.decode(reference, raw, extent)
+            reference = updated.detach()
+            undetached = updated if self.look_forward_twice and torch.is_grad_enabled() else reference
+        return predictions

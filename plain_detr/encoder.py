@@ -1,0 +1,105 @@
+"""Optional transformer encoder between backbone and decoder.
+
+The plain form (every token sees every token) is what DINOv3's released detector puts on its frozen backbone; the
+windowed form, 12 layers of width 256, is what the paper's largest models use.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plain_detr.decoder_layer import FeedForward, SelfAttention
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, with a norm before or after each.
+
+    Args:
+        window: side in cells of the windows attention is limited to; 0 is the whole map.
+        shift: cells by which the windows are moved up and left.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        num_heads: int,
+        feedforward_dim: int,
+        dropout: float = 0.0,
+        norm_first: bool = False,
+        window: int = 0,
+        shift: int = 0,
+    ):
+        super().__init__()
+        self.norm_first, self.window, self.shift = norm_first, window, shift
+        self.self_attention = SelfAttention(hidden_dim=hidden_dim, num_heads=num_heads, dropout=dropout)
+        self.self_attention_norm = nn.LayerNorm(hidden_dim)
+        self.feedforward = FeedForward(hidden_dim=hidden_dim, feedforward_dim=feedforward_dim, dropout=dropout)
+        self.feedforward_norm = nn.LayerNorm(hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.self_attention.out_proj, self.feedforward.linear1, self.feedforward.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, x: Tensor, position: Tensor, padding: Tensor) -> Tensor:
+        """(N, Hf, Wf, C) -> the same; ``position`` likewise, ``padding`` (N, Hf, Wf) bool."""
+        if self.norm_first:
+            x = x + self.dropout(self._attend(self.self_attention_norm(x), position, padding))
+            return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+        x = self.self_attention_norm(x + self.dropout(self._attend(x, position, padding)))
+        return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
+
+    def _attend(self, x: Tensor, position: Tensor, padding: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        if not self.window:
+            flat = self.self_attention(x.flatten(1, 2), position.flatten(1, 2), padding=padding.flatten(1))
+            return flat.unflatten(1, (height, width))
+        # Moved windows see padding on all four sides rather than wrapping around.
+        top = self.shift
+        bottom, right = -(top + height) % self.window, -(top + width) % self.window
+        border = (top, right, top, bottom)
+        outside = F.pad(padding, border, value=True)
+        windows = [
+            _to_windows(F.pad(one, (0, 0, *border)), self.window) for one in (x, position.to(x.dtype))
+        ]
+        outside = _to_windows(outside[..., None], self.window)[..., 0]
+        outside = outside & ~outside.all(-1, keepdim=True)  # a window of padding alone attends to itself
+        rows = top + height + bottom
+        attended = _from_windows(self.self_attention(*windows, padding=outside), batch, rows, self.window)
+        return attended[:, top : top + height, top : top + width]
+
+
+class Encoder(nn.Module):
+    """A stack of ``EncoderLayer``; every second layer's windows are moved by half their side."""
+
+    def __init__(self, *, num_layers: int, window: int = 0, norm_first: bool = False, **layer):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(window=window, shift=window // 2 if index % 2 else 0, norm_first=norm_first, **layer)
+            for index in range(num_layers)
+        )
+
+    def forward(self, x: Tensor, position: Tensor, padding: Tensor) -> Tensor:
+        """Encode a map.
+
+        Args:
+            x: (N, C, Hf, Wf).
+            position: (N, Hf, Wf, C).
+            padding: (N, Hf, Wf) bool, True where there is no image.
+
+        Returns:
+            (N, C, Hf, Wf).
+        """
+        x = x.permute(0, 2, 3, 1)
+        for layer in self.layers:
+            x = layer(x, position, padding)
+        return x.permute(0, 3, 1, 2)
+
+
+def _to_windows(x: Tensor, window: int) -> Tensor:
+    """(N, H, W, C) -> (N * windows, window * window, C)."""
+    return x.unflatten(1, (-1, window)).unflatten(3, (-1, window)).transpose(2, 3).flatten(0, 2).flatten(1, 2)
+
+
+def _from_windows(x: Tensor, batch: int, rows: int, window: int) -> Tensor:
+    """Undo ``_to_windows`` for a map of ``rows`` rows."""
+    x = x.unflatten(1, (window, window)).unflatten(0, (batch, rows // window, -1))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)

@@ -1,0 +1,140 @@
+"""Two-stage queries: score one anchor on every cell of several levels and keep the best."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plain_detr.box_coder import BoxCoder
+from plain_detr.padding import FeatureGrid, level_grid, resized_hw
+from plain_detr.prediction_head import PredictionHead
+from plain_detr.predictions import BoxSetPrediction
+from plain_detr.rescale import rescale
+
+
+class ProposalSelection(NamedTuple):
+    """What the proposal stage found.
+
+    Attributes:
+        reference: (N, Q, 4), coder space, best first, detached.
+        index: (N, Q) int64 positions among all S anchors; S or more where the image had fewer than Q to offer.
+        extent: (N, 1, 2), the valid (width, height) in pixels for every later call of the coder.
+        prediction: all S anchors with their predictions; None when not asked for.
+    """
+
+    reference: Tensor
+    index: Tensor
+    extent: Tensor
+    prediction: BoxSetPrediction | None
+
+
+class Proposals(nn.Module):
+    """Expand one map to several levels, predict objectness and box on every cell, select Q boxes an image.
+
+    Objectness is the logit of class channel 0: in training every box counts as class 0 here.
+
+    Args:
+        hidden_dim: C.
+        stride: of the map that comes in.
+        strides: of the levels.
+        head: the head; its other class channels are unused.
+        coder: the space of boxes.
+        valid_area: "image" or "nearest", see ``plain_detr.padding``.
+        keep_invalid: True is the released behaviour: anchors on padding or near the border take part in selection
+            and loss, on zeroed features, so the result depends on the padding. False leaves them out; an image with
+            fewer than Q valid anchors fills up with the box of the whole image.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        stride: int,
+        strides: Sequence[int],
+        head: PredictionHead,
+        coder: BoxCoder,
+        valid_area: str = "image",
+        keep_invalid: bool = False,
+    ):
+        super().__init__()
+        self.stride, self.strides = stride, list(strides)
+        self.coder, self.valid_area, self.keep_invalid = coder, valid_area, keep_invalid
+        self.levels = nn.ModuleList(rescale(hidden_dim, stride, target) for target in strides)
+        self.output = nn.Linear(hidden_dim, hidden_dim)
+        self.output_norm = nn.LayerNorm(hidden_dim)
+        self.head = head
+        for parameter in (*self.levels.parameters(), self.output.weight):
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self, memory: Tensor, grid: FeatureGrid, num_queries: int, *, all_predictions: bool
+    ) -> ProposalSelection:
+        """Propose.
+
+        Args:
+            memory: (N, C, Hf, Wf).
+            grid: of that map.
+            num_queries: Q.
+            all_predictions: whether the predictions of all anchors are wanted (for the loss).
+        """
+        tokens, levels = self.expand(memory, grid)
+        anchors, valid = self.coder.anchors(levels, memory.device)
+        extent = self.coder.extent(grid, levels, memory.device)
+        if self.keep_invalid:
+            anchors = anchors.masked_fill(~valid[..., None], self.coder.released_invalid_anchors(levels))
+        tokens = self.output_norm(self.output(tokens.masked_fill(~valid[..., None], 0)))
+        if all_predictions:
+            logits, raw = self.head(tokens)
+            boxes = self._decode(anchors, raw, extent, valid)
+            prediction = BoxSetPrediction(logits, boxes, raw, anchors, None if self.keep_invalid else valid)
+            score, index = self._select(logits[..., 0], valid, num_queries)
+            reference = _gather(boxes, index)
+        else:
+            prediction = None
+            classifier = self.head.class_logits
+            logits = F.linear(tokens, classifier.weight[:1], classifier.bias[:1]).float()
+            score, index = self._select(logits[..., 0], valid, num_queries)
+            raw = self.head.raw_box(_gather(tokens, index)).float()
+            reference = self._decode(_gather(anchors, index), raw, extent, _gather(valid[..., None], index)[..., 0])
+        missing = score.isneginf()[..., None]
+        reference = torch.where(missing, self.coder.whole_image(extent), reference).detach()
+        return ProposalSelection(reference, index, extent, prediction)
+
+    def expand(self, memory: Tensor, grid: FeatureGrid) -> tuple[Tensor, list[FeatureGrid]]:
+        """(N, S, C) tokens of all levels, one after the other, and the grid of each level."""
+        if self.valid_area == "image":  # then no level may lose its last row, so the map is padded to halve evenly
+            multiple = max(1, max(self.strides) // self.stride)
+            height, width = grid.hw
+            memory = F.pad(memory, (0, -width % multiple, 0, -height % multiple))
+        tokens, levels = [], []
+        for stride, convolutions in zip(self.strides, self.levels):
+            hw = resized_hw(tuple(memory.shape[2:]), self.stride, stride)
+            if not min(hw):  # the map is smaller than one cell of this level
+                continue
+            tokens.append(convolutions(memory).flatten(2).transpose(1, 2))
+            levels.append(level_grid(grid, stride, hw, self.valid_area))
+        return torch.cat(tokens, dim=1), levels
+
+    def _decode(self, anchors: Tensor, raw: Tensor, extent: Tensor, valid: Tensor) -> Tensor:
+        boxes = self.coder.decode(anchors, raw, extent)
+        if self.keep_invalid:
+            boxes = torch.where(valid[..., None], boxes, self.coder.released_invalid_boxes(boxes))
+        return boxes
+
+    def _select(self, score: Tensor, valid: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
+        score = score.detach()
+        if not self.keep_invalid:
+            score = score.masked_fill(~valid, float("-inf"))
+        short = num_queries - score.shape[1]
+        if short > 0:
+            score = F.pad(score, (0, short), value=float("-inf"))
+        return score.topk(num_queries, dim=1)
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    """rows (N, S, D) at index (N, Q) -> (N, Q, D); an index past the end takes the last row."""
+    index = index.clamp(max=rows.shape[1] - 1)
+    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))

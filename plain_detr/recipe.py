@@ -1,0 +1,67 @@
+"""What the trainer asks of Plain-DETR: augmentations, optimizer groups, class count."""
+
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.engine import HookBase
+from torch import nn
+
+from plain_detr.backbone_weights import weight_hooks
+from plain_detr.config import add_plain_detr_config as add_config
+from plain_detr.layer_decay import param_groups_from_cfg
+
+__all__ = [
+    "add_config",
+    "extra_hooks",
+    "num_classes",
+    "param_groups",
+    "set_num_classes",
+    "test_augmentations",
+    "train_augmentations",
+]
+
+
+def num_classes(cfg: CfgNode) -> int:
+    """Class count in the config; 0 stands for the data set's."""
+    return cfg.MODEL.PLAIN_DETR.NUM_CLASSES
+
+
+def set_num_classes(cfg: CfgNode, count: int) -> None:
+    """Write the class count."""
+    cfg.MODEL.PLAIN_DETR.NUM_CLASSES = count
+
+
+def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """DETR's: flip, half of the time resize and crop, then resize the shorter side to one of MIN_SIZE_TRAIN."""
+    augmentations: list[T.Augmentation] = []
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
+        augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
+    node = cfg.INPUT.PLAIN_DETR
+    if node.CROP_PROBABILITY > 0:
+        crop = [
+            T.ResizeShortestEdge(node.CROP_RESIZE, sample_style="choice"),
+            T.RandomCrop("absolute_range", node.CROP_SIZE),
+        ]
+        augmentations.append(T.RandomApply(T.AugmentationList(crop), prob=node.CROP_PROBABILITY))
+    augmentations.append(
+        T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+    )
+    return augmentations
+
+
+def test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Resize the shorter side to MIN_SIZE_TEST; none when it is 0."""
+    if not cfg.INPUT.MIN_SIZE_TEST:
+        return []
+    return [T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)]
+
+
+def param_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
+    """Learning rate and weight decay of every parameter, see ``plain_detr.layer_decay``."""
+    return param_groups_from_cfg(cfg, model)
+
+
+def extra_hooks(cfg: CfgNode, trainer) -> list[HookBase]:
+    """Loads ``MODEL.BACKBONE.WEIGHTS`` before training."""
+    model = trainer.model
+    return weight_hooks(cfg, model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model)

@@ -1,0 +1,74 @@
+"""Every config loads over its bases and builds its model; every key of ours is read somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+import centerx  # noqa: F401
+import plain_detr  # noqa: F401
+from d2x.engine.load_cfg import get_base_cfg, load_cfg, prepare_data
+from d2x.engine.optim import build_optimizer
+from d2x.engine.recipe import get_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted(path for path in ROOT.glob("projects/*/configs/**/*.yaml") if not path.name.startswith("Base-"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.parent.name}/{path.stem}")
+def test_config_builds_model_and_optimizer(path):
+    cfg = prepare_data(load_cfg(str(path), ["MODEL.DEVICE", "meta"]))
+    with torch.device("meta"):
+        model = build_model(cfg)
+    groups = get_recipe(cfg.MODEL.META_ARCHITECTURE).param_groups(cfg, model)
+    optimizer = build_optimizer(cfg, groups)
+    optimised = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+    assert optimised == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert cfg.SOLVER.WARMUP_ITERS < cfg.SOLVER.MAX_ITER
+
+
+def flat(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def test_every_key_of_ours_is_read():
+    source = "\n".join(
+        path.read_text(encoding="utf-8")
+        for package in ("centerx", "plain_detr", "d2x")
+        for path in (ROOT / package).rglob("*.py")
+        if not path.name.endswith("config.py")
+    )
+    ours = set(flat(get_base_cfg())) - set(flat(get_cfg()))
+    unread = [key for key in sorted(ours) if not re.search(rf"\b{key.split('.')[-1]}\b", source)]
+    assert unread == []
+
+
+def test_wrong_key_in_a_file_names_file_key_and_nearest(tmp_path):
+    path = tmp_path / "typo.yaml"
+    path.write_text("SOLVER:\n  MAX_ITERS: 5\n")
+    message = r"typo.yaml: unknown config key 'SOLVER.MAX_ITERS'; did you mean SOLVER.MAX_ITER"
+    with pytest.raises(ValueError, match=message):
+        load_cfg(str(path))
+
+
+def test_wrong_override_names_key_and_nearest():
+    with pytest.raises(ValueError, match="unknown config key 'SOLVER.BASE_LRR'; did you mean SOLVER.BASE_LR"):
+        load_cfg(None, ["SOLVER.BASE_LRR", "1"])
+
+
+def test_missing_config_is_named():
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        load_cfg("nowhere.yaml")
+
+
+def test_unknown_data_set_suggests_one():
+    cfg = load_cfg(str(CONFIGS[0]), ["DATASETS.TRAIN", "('shapes_trein',)"])
+    with pytest.raises(ValueError, match="unknown data set 'shapes_trein'; did you mean shapes_train"):
+        prepare_data(cfg)
