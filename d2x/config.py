@@ -10,6 +10,10 @@ def add_d2x_config(cfg: CN) -> None:
     cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.VAL_JSON = ""
     cfg.DATASETS.VAL_IMAGES = ""
+    # Data sets that know different classes, or none: registered names, [json, image folder] pairs, folders of images.
+    # When set they replace DATASETS.TRAIN (joined, each image knowing what it is labelled for) and DATASETS.TEST.
+    cfg.DATASETS.TRAIN_SOURCES = []
+    cfg.DATASETS.VAL_SOURCES = []
     # Names of the classes in the order of the model's outputs. Filled in from the data set when empty.
     cfg.DATASETS.CLASS_NAMES = []
 
@@ -29,6 +33,21 @@ def add_d2x_config(cfg: CN) -> None:
     cfg.SOLVER.AMP.PRECISION = "float16"
     # torch.compile the model for training.
     cfg.SOLVER.COMPILE = False
+
+    # Scale every loss to a fixed target each iteration (CenterX's "communist" loss); for any model.
+    cfg.ADAPTIVE_LOSS = CN()
+    cfg.ADAPTIVE_LOSS.ENABLED = False
+    # (pattern, target): the first shell-style pattern that matches a loss' name counts; other losses are unchanged.
+    cfg.ADAPTIVE_LOSS.TARGETS = [["*cls*", 1.5], ["*wh*", 0.3], ["*off*", 0.1]]
+    cfg.ADAPTIVE_LOSS.MIN_LOSS = 1e-12  # a loss nearer to zero is left out for the step
+    cfg.ADAPTIVE_LOSS.MAX_WEIGHT = 0.0  # limit of the weights; 0 for none
+
+    # Skip a batch whose loss exceeds FACTOR times the last accepted one.
+    cfg.SKIP_LOSS = CN()
+    cfg.SKIP_LOSS.ENABLED = False
+    cfg.SKIP_LOSS.FACTOR = 1.3
+    cfg.SKIP_LOSS.MAX_SKIPS = 20  # accept any finite loss after so many skips in a row; 0 never, as released
+    cfg.SKIP_LOSS.STEP_ANYWAY = False  # step with zero gradients, so that momentum and decay act, as released
 
     # Averaged weights (torch.optim.swa_utils). They are what is evaluated, and what model_final.pth holds.
     cfg.WEIGHT_AVERAGING = CN()

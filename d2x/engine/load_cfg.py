@@ -13,6 +13,7 @@ from d2x.config import add_d2x_config
 from d2x.data.builtin import register_builtin
 from d2x.data.coco_json import register_coco_json
 from d2x.data.shapes import register_shapes
+from d2x.data.sources import join_sources
 from d2x.engine.recipe import all_recipes, get_recipe
 
 
@@ -72,6 +73,7 @@ def prepare_data(cfg: CfgNode) -> CfgNode:
         cfg.DATASETS.TRAIN = (register_coco_json("user_train", cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.TRAIN_IMAGES),)
     if cfg.DATASETS.VAL_JSON:
         cfg.DATASETS.TEST = (register_coco_json("user_val", cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES),)
+    join_sources(cfg)
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     known = set(DatasetCatalog.list())
     for name in names:

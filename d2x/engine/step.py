@@ -21,7 +21,9 @@ class TrainStep(SimpleTrainer):
         precision: "float32", "float16" (scaled gradients; CUDA only) or "bfloat16".
         accumulate: batches per optimizer step; each loss is divided by it.
         loss_transforms: applied in order to the model's loss dict; the sum of what the last one returns is
-            back-propagated, while the model's own values are what is logged.
+            back-propagated, while the model's own values are what is logged. A transform may have ``state_dict`` and
+            ``load_state_dict``, ``non_finite`` (names of losses it has dealt with, which are then not logged) and
+            ``forbids_step`` (no optimizer step unless another of the accumulated batches allows one).
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class TrainStep(SimpleTrainer):
         self.optimizer.zero_grad()
         logged: dict[str, Tensor] = {}
         data_time = 0.0
+        allowed = False
         for index in range(self.accumulate):
             start = time.perf_counter()
             data = next(self._data_loader_iter)
@@ -59,10 +62,13 @@ class TrainStep(SimpleTrainer):
                 if not last and hasattr(self.model, "no_sync"):
                     stack.enter_context(self.model.no_sync())
                 losses = self._forward_backward(data)
+            allowed = allowed or not any(getattr(t, "forbids_step", False) for t in self.loss_transforms)
             for name, value in losses.items():
                 logged[name] = logged.get(name, 0) + value.detach() / self.accumulate
         self.after_backward()
         self._write_metrics(logged, data_time)
+        if not allowed:
+            return
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -74,12 +80,21 @@ class TrainStep(SimpleTrainer):
             weighted = transform(weighted)
         total = sum(weighted.values()) / self.accumulate
         self.grad_scaler.scale(total).backward()
-        return losses
+        dealt_with = {name for t in self.loss_transforms for name in getattr(t, "non_finite", ())}
+        return {name: value for name, value in losses.items() if name not in dealt_with}
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        transforms = [t.state_dict() if hasattr(t, "state_dict") else {} for t in self.loss_transforms]
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "loss_transforms": transforms,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         if state.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state["grad_scaler"])
+        for transform, saved in zip(self.loss_transforms, state.get("loss_transforms", ())):
+            if saved:
+                transform.load_state_dict(saved)
         super().load_state_dict(state)

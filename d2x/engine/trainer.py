@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from d2x.data.mapper import make_test_mapper, make_train_mapper
+from d2x.engine.adaptive_loss import build_loss_transforms
 from d2x.engine.checkpoint import Checkpointer
 from d2x.engine.optim import build_optimizer
 from d2x.engine.progress import ProgressBar
@@ -52,6 +53,7 @@ class Trainer(DefaultTrainer):
             optimizer,
             precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "float32",
             accumulate=cfg.SOLVER.ACCUMULATE,
+            loss_transforms=build_loss_transforms(cfg, model),
         )
         self.register_hooks(self.build_hooks())
 

@@ -1,0 +1,17 @@
+"""CenterX for detectron2: importing the package registers the models and their recipe."""
+
+import importlib.util
+
+if importlib.util.find_spec("detectron2") is None:
+    raise ImportError("centerx needs detectron2, which is not installed here: run `./run.sh setup`")
+
+from centerx import recipe
+from centerx.centernet import CenterNet
+from centerx.config import add_centerx_config
+from centerx.distilled_centernet import DistilledCenterNet
+from d2x.engine.recipe import register_recipe
+
+register_recipe("CenterNet", recipe)
+register_recipe("DistilledCenterNet", recipe)
+
+__all__ = ["CenterNet", "DistilledCenterNet", "add_centerx_config", "recipe"]

@@ -1,0 +1,241 @@
+"""CenterNet ("Objects as Points", arXiv:1904.07850): objects are peaks of a heatmap, boxes are read at the peaks."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor
+
+from centerx.backbone import UpsampledBackbone
+from centerx.decode import decode
+from centerx.head import CenterHead
+from centerx.losses import CenterLoss
+from centerx.predictions import CenterPredictions, CenterTargets
+from centerx.targets import make_targets
+from centerx.upsample_neck import UpsampleNeck
+
+
+@META_ARCH_REGISTRY.register()
+class CenterNet(DenseDetector):
+    """Backbone, head, targets, losses and decoding, wired together.
+
+    Input as for every detectron2 detector: dicts with ``image`` (3, h, w), 0-255; in training ``instances`` with
+    ``gt_boxes`` (xyxy, px) and ``gt_classes``, and optionally ``labelled_classes`` (L,) int64, the classes that the
+    image's data set is labelled for; in evaluation optionally ``height`` and ``width`` of the original file.
+
+    Training gives ``loss_cls``, ``loss_box_wh`` and ``loss_off_reg``, weighted scalars; evaluation gives
+    ``[{"instances": Instances}]`` with ``pred_boxes`` (xyxy px of the original file), ``scores`` (descending) and
+    ``pred_classes``.
+
+    Of detectron2's ``DenseDetector`` it takes construction, normalisation and padding. ``forward`` is its own: the
+    base class does not hand the input dicts to the losses, which need ``labelled_classes`` (and, in a subclass, images
+    without ``instances``), and sends differently sized images through the network together.
+
+    A subclass adds training terms by overriding :meth:`losses`; ``predict``, ``targets`` and ``criterion`` are there
+    for it to use.
+
+    Args:
+        backbone: with one output, at the output stride.
+        head: that backbone's features to ``CenterPredictions``.
+        criterion: predictions and targets to the loss dict.
+        num_classes: K.
+        pixel_mean, pixel_std: per channel, in 0-255, in the channel order of the images.
+        min_overlap, max_boxes: see ``make_targets``.
+        max_detections: per image, over all classes.
+        min_score: a detection must score more; below 0 all ``max_detections`` are kept.
+        batch_independent: in evaluation, one pass per distinct padded size instead of one over the padded batch.
+        centres_in_padding: keep detections whose centre lies outside their image.
+        clip_boxes: clip to the image and drop boxes that are then empty.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: CenterHead,
+        criterion: CenterLoss,
+        num_classes: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        min_overlap: float = 0.7,
+        max_boxes: int = 0,
+        max_detections: int = 100,
+        min_score: float = 0.0,
+        batch_independent: bool = True,
+        centres_in_padding: bool = False,
+        clip_boxes: bool = True,
+    ):
+        super().__init__(backbone, head, pixel_mean=pixel_mean, pixel_std=pixel_std)
+        (shape,) = backbone.output_shape().values()
+        self.stride = shape.stride
+        self.criterion = criterion
+        self.num_classes = num_classes
+        self.min_overlap, self.max_boxes = min_overlap, max_boxes
+        self.max_detections, self.min_score = max_detections, min_score
+        self.batch_independent = batch_independent
+        self.centres_in_padding, self.clip_boxes = centres_in_padding, clip_boxes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        node = cfg.MODEL.CENTERNET
+        if node.NUM_CLASSES < 1:
+            raise ValueError("MODEL.CENTERNET.NUM_CLASSES is 0: set it, or let d2x.engine.load_cfg.prepare_data do so")
+        backbone = build_upsampled_backbone(cfg)
+        (shape,) = backbone.output_shape().values()
+        return {
+            "backbone": backbone,
+            "head": CenterHead(
+                in_channels=shape.channels,
+                hidden_channels=node.HEAD_CHANNELS,
+                num_classes=node.NUM_CLASSES,
+                class_specific_size=node.CLASS_SPECIFIC_SIZE,
+                with_offset=node.OFFSET,
+            ),
+            "criterion": CenterLoss(
+                heatmap=node.LOSS.HEATMAP,
+                size=node.LOSS.SIZE,
+                size_norm=node.LOSS.SIZE_NORM,
+                unlabelled=node.LOSS.UNLABELLED,
+                heatmap_weight=node.LOSS.HEATMAP_WEIGHT,
+                size_weight=node.LOSS.SIZE_WEIGHT,
+                offset_weight=node.LOSS.OFFSET_WEIGHT,
+                min_probability=node.LOSS.MIN_PROBABILITY,
+            ),
+            "num_classes": node.NUM_CLASSES,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "min_overlap": node.TARGET.MIN_OVERLAP,
+            "max_boxes": node.TARGET.MAX_BOXES,
+            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "min_score": node.INFERENCE.MIN_SCORE,
+            "batch_independent": node.INFERENCE.BATCH_INDEPENDENT,
+            "centres_in_padding": node.INFERENCE.CENTRES_IN_PADDING,
+            "clip_boxes": node.INFERENCE.CLIP_BOXES,
+        }
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """See the class."""
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        return self.losses(batched_inputs, images, self.predict(images.tensor))
+
+    def predict(self, images: Tensor) -> CenterPredictions:
+        """Normalised and padded images, (N, 3, H, W), to the head's maps."""
+        features = self.backbone(images)
+        return self.head([features[name] for name in self.head_in_features])
+
+    def losses(
+        self, batched_inputs: list[dict], images: ImageList, predictions: CenterPredictions
+    ) -> dict[str, Tensor]:
+        """The loss dict of a training batch.
+
+        Args:
+            images: the normalised and padded batch that ``predictions`` were made from.
+        """
+        return self.criterion(predictions, self.targets(batched_inputs, predictions))
+
+    def targets(self, batched_inputs: list[dict], predictions: CenterPredictions) -> CenterTargets:
+        """Training targets on the model's device, on the grid of ``predictions``. The inputs are not changed.
+
+        Raises:
+            ValueError: an image has no ``instances``.
+        """
+        if any("instances" not in one for one in batched_inputs):
+            raise ValueError("an image without instances (annotations) in training")
+        instances = [one["instances"] for one in batched_inputs]
+        return make_targets(
+            [one.gt_boxes.tensor.to(self.device) for one in instances],
+            [one.gt_classes.to(self.device) for one in instances],
+            num_classes=self.num_classes,
+            stride=self.stride,
+            grid_hw=tuple(predictions.heatmap_logits.shape[2:]),
+            min_overlap=self.min_overlap,
+            max_boxes=self.max_boxes,
+            labelled_classes=[one.get("labelled_classes") for one in batched_inputs],
+        )
+
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """Detections of each image, in pixels of its original file."""
+        results: list[Instances | None] = [None] * len(batched_inputs)
+        for indices in self._passes(batched_inputs):
+            images = self.preprocess_image([batched_inputs[i] for i in indices])
+            found = self.detect(self.predict(images.tensor), images.image_sizes)
+            for i, instances in zip(indices, found):
+                results[i] = self._to_original(instances, batched_inputs[i])
+        return [{"instances": instances} for instances in results]
+
+    def detect(self, predictions: CenterPredictions, image_sizes: Sequence[tuple[int, int]]) -> list[Instances]:
+        """Decode maps to boxes in pixels of the padded input, one ``Instances`` an image.
+
+        Args:
+            image_sizes: (h, w) of each image before padding.
+        """
+        heatmap = predictions.heatmap_logits.sigmoid()
+        if not self.centres_in_padding:
+            heatmap = heatmap * self._inside(heatmap, image_sizes)
+        found = decode(heatmap, predictions.size, predictions.offset, self.max_detections)
+        results = []
+        for size, boxes, scores, classes in zip(image_sizes, found.boxes, found.scores, found.classes):
+            keep = scores > self.min_score
+            instances = Instances(tuple(size))
+            instances.pred_boxes = Boxes(boxes[keep] * self.stride)
+            instances.scores = scores[keep]
+            instances.pred_classes = classes[keep]
+            results.append(instances)
+        return results
+
+    def _passes(self, batched_inputs: list[dict]) -> list[list[int]]:
+        """Indices of the images that go through the network together."""
+        if not self.batch_independent:
+            return [list(range(len(batched_inputs)))]
+        passes: dict[tuple, list[int]] = {}
+        for i, one in enumerate(batched_inputs):
+            passes.setdefault(tuple(one["image"].shape[-2:]), []).append(i)
+        return list(passes.values())
+
+    def _inside(self, heatmap: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """(N, 1, Hf, Wf) bool: cells that have at least a corner in their image."""
+        height, width = (self.stride * torch.arange(side, device=heatmap.device) for side in heatmap.shape[2:])
+        sizes = torch.as_tensor([list(map(int, size)) for size in image_sizes], device=heatmap.device)
+        return ((height < sizes[:, :1])[:, :, None] & (width < sizes[:, 1:])[:, None, :])[:, None]
+
+    def _to_original(self, instances: Instances, one: dict) -> Instances:
+        height, width = one.get("height", instances.image_size[0]), one.get("width", instances.image_size[1])
+        if self.clip_boxes:
+            return detector_postprocess(instances, height, width)
+        scaled = Instances((height, width), **instances.get_fields())
+        scaled.pred_boxes = instances.pred_boxes.clone()
+        scaled.pred_boxes.scale(width / instances.image_size[1], height / instances.image_size[0])
+        return scaled
+
+
+def build_upsampled_backbone(cfg: CfgNode) -> UpsampledBackbone:
+    """``MODEL.BACKBONE.NAME`` with the neck of ``MODEL.CENTERNET.NECK`` on it.
+
+    Raises:
+        ValueError: ``MODEL.CENTERNET.IN_FEATURES`` names an output that the backbone does not have, or see the neck.
+    """
+    node = cfg.MODEL.CENTERNET
+    bottom_up = build_backbone(cfg)
+    shapes = bottom_up.output_shape()
+    unknown = [name for name in node.IN_FEATURES if name not in shapes]
+    if unknown:
+        raise ValueError(f"MODEL.CENTERNET.IN_FEATURES {unknown}: the backbone has {sorted(shapes)}")
+    neck = UpsampleNeck(
+        {name: shapes[name] for name in node.IN_FEATURES or shapes},
+        output_stride=node.OUTPUT_STRIDE,
+        channels=node.NECK.CHANNELS,
+        skip=node.NECK.SKIP,
+        conv=node.NECK.CONV,
+        up=node.NECK.UP,
+        up_kernel=node.NECK.UP_KERNEL,
+        up_init=node.NECK.UP_INIT,
+        norm=node.NECK.NORM,
+    )
+    return UpsampledBackbone(bottom_up, neck, output_stride=node.OUTPUT_STRIDE)

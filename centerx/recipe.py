@@ -1,0 +1,120 @@
+"""What the trainer asks of CenterX: augmentations, optimizer groups, hooks, class count."""
+
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.engine import HookBase
+from detectron2.solver.build import get_default_optimizer_params
+from torch import nn
+
+from centerx.config import add_centerx_config as add_config
+from centerx.student import DistillationHook, Student
+from d2x.data.augment import BoxCentreCrop, CenterAffine, StrongColour, ZoomOut
+from d2x.engine.backbone_weights import LoadBackboneWeights
+
+__all__ = [
+    "add_config",
+    "extra_hooks",
+    "num_classes",
+    "param_groups",
+    "set_num_classes",
+    "test_augmentations",
+    "train_augmentations",
+]
+
+RESIZES = ("shortest_edge", "fixed", "center_affine", "none")
+
+
+def num_classes(cfg: CfgNode) -> int:
+    """Class count in the config; 0 stands for the data set's."""
+    return cfg.MODEL.CENTERNET.NUM_CLASSES
+
+
+def set_num_classes(cfg: CfgNode, count: int) -> None:
+    """Write the class count."""
+    cfg.MODEL.CENTERNET.NUM_CLASSES = count
+
+
+def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Flip, zoom out, crop, resize and colour changes, each as its keys say.
+
+    Raises:
+        ValueError: unknown ``INPUT.CENTERX.RESIZE``.
+    """
+    node = cfg.INPUT.CENTERX
+    augmentations: list[T.Augmentation] = []
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
+        augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
+    if node.ZOOM_OUT > 0:
+        augmentations.append(ZoomOut(prob=node.ZOOM_OUT, largest=node.ZOOM_OUT_LARGEST, fill=cfg.MODEL.PIXEL_MEAN))
+    if cfg.INPUT.CROP.ENABLED:
+        crop = BoxCentreCrop if node.CROP_AROUND_OBJECT else T.RandomCrop
+        augmentations.append(crop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+    augmentations += _train_resize(cfg)
+    for limits, change in (
+        (node.BRIGHTNESS, T.RandomBrightness),
+        (node.CONTRAST, T.RandomContrast),
+        (node.SATURATION, T.RandomSaturation),
+    ):
+        if tuple(limits) != (1.0, 1.0):
+            augmentations.append(change(*limits))
+    if node.LIGHTING > 0:
+        augmentations.append(T.RandomLighting(node.LIGHTING))
+    if node.STRONG_COLOUR > 0:
+        augmentations.append(StrongColour(prob=node.STRONG_COLOUR))
+    return augmentations
+
+
+def test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """The resize that belongs to the training's; none when ``INPUT.MIN_SIZE_TEST`` is 0 with "shortest_edge"."""
+    node = cfg.INPUT.CENTERX
+    if _resize(cfg) == "fixed":
+        return [T.Resize(node.SIZE)]
+    if node.RESIZE == "center_affine":
+        return [T.ResizeShortestEdge([min(node.SIZE)] * 2, max(node.SIZE))]
+    if node.RESIZE == "none" or not cfg.INPUT.MIN_SIZE_TEST:
+        return []
+    return [T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)]
+
+
+def param_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
+    """detectron2's groups: norms and biases have their own weight decay, biases their own rate."""
+    return get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+
+
+def extra_hooks(cfg: CfgNode, trainer) -> list[HookBase]:
+    """Loads ``MODEL.BACKBONE.WEIGHTS`` before a training that starts from nothing else; a student's teachers."""
+    model = trainer.model
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    hooks: list[HookBase] = []
+    if cfg.MODEL.BACKBONE.WEIGHTS and not cfg.MODEL.WEIGHTS:
+        hooks.append(LoadBackboneWeights(model.backbone.bottom_up, cfg.MODEL.BACKBONE.WEIGHTS))
+    if isinstance(model, Student):
+        hooks.append(DistillationHook(model, warm_start=cfg.DISTILL.WARM_START))
+    return hooks
+
+
+def _resize(cfg: CfgNode) -> str:
+    if cfg.INPUT.CENTERX.RESIZE not in RESIZES:
+        raise ValueError(f"INPUT.CENTERX.RESIZE '{cfg.INPUT.CENTERX.RESIZE}' is not one of {', '.join(RESIZES)}")
+    return cfg.INPUT.CENTERX.RESIZE
+
+
+def _train_resize(cfg: CfgNode) -> list[T.Augmentation]:
+    node, kind = cfg.INPUT.CENTERX, _resize(cfg)
+    if kind == "fixed":
+        return [T.Resize(node.SIZE)]
+    if kind == "center_affine":
+        return [
+            CenterAffine(node.SIZE, scale_range=node.AFFINE_SCALE, border=node.AFFINE_BORDER, fill=cfg.MODEL.PIXEL_MEAN)
+        ]
+    if kind == "none" or max(cfg.INPUT.MIN_SIZE_TRAIN) == 0:
+        return []
+    return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)]

@@ -1,0 +1,213 @@
+"""Any timm model with ``features_only`` as a detectron2 backbone."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import timm
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from timm.layers import convert_sync_batchnorm
+from timm.utils.model import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from d2x.engine.checkpoint import read_checkpoint
+
+# Arguments with which timm's models of a fixed image size take any; each family knows at most one of them.
+_ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+# A weight file is refused when fewer of the model's matrices and kernels than this came from it.
+_LEAST_LOADED = 0.5
+
+
+class TimmBackbone(Backbone):
+    """A timm feature extractor, by name; its outputs, their channels and strides are what timm says they are.
+
+    An output is named for its stride as in detectron2's ResNet: "res2" at stride 4 to "res5" at stride 32, "res1" at
+    stride 2; "stride14" where the stride is no power of 2. Of several outputs of one stride (a ViT has only such) the
+    last has the plain name, the others are "res4_0", "res4_1" in their order.
+
+    Args:
+        name: as in ``timm.list_models()``, e.g. "resnet18", "convnext_tiny", "regnety_004", "vit_small_patch16_224".
+        out_indices: which of timm's features, negative from the end; empty: those timm gives by default.
+        weights: local ``.safetensors``, ``.pth`` or ``.bin`` file: timm's whole model, or what timm converts to it.
+        pretrained: timm's own weights, from its cache or the network; not with ``weights``.
+        drop_path_rate: stochastic depth of the last block; 0 for the model's default.
+        norm: "" leaves the batch norms as they are; "FrozenBN" fixes statistics and affine part; "SyncBN".
+
+    Outputs: ``{name: (N, C, ~H / stride, ~W / stride)}`` of (N, 3, H, W) with H and W multiples of the divisibility.
+
+    Raises:
+        ValueError: no such model, none with features, an index out of range, pre-trained weights that cannot be had, or
+            a file that holds another model's.
+        FileNotFoundError: ``weights`` does not exist.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        name: str,
+        out_indices: Sequence[int] = (),
+        weights: str = "",
+        pretrained: bool = False,
+        drop_path_rate: float = 0.0,
+        norm: str = "",
+    ):
+        super().__init__()
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:3]
+            hint = f"; there are {', '.join(near)}" if near else ""
+            raise ValueError(f"MODEL.TIMM.NAME: timm {timm.__version__} has no model '{name}'{hint}")
+        if norm not in ("", "FrozenBN", "SyncBN"):
+            raise ValueError(f"MODEL.TIMM.NORM '{norm}' must be empty, FrozenBN or SyncBN")
+        if weights and pretrained:
+            raise ValueError("MODEL.TIMM.PRETRAINED and MODEL.TIMM.WEIGHTS: set one of them, not both")
+        options: dict = {"out_indices": tuple(out_indices)} if out_indices else {}
+        if drop_path_rate:
+            options["drop_path_rate"] = drop_path_rate
+        if weights:
+            model = _with_file(name, options, weights)
+        elif pretrained:
+            model = _with_download(name, options)
+        else:
+            model = _create(name, options)
+        if norm == "FrozenBN":
+            model = freeze_batch_norm_2d(model)
+        elif norm == "SyncBN":
+            model = convert_sync_batchnorm(model)
+        self.model = model
+        self._channels_last = str(getattr(model, "output_fmt", "NCHW")).upper().endswith("NHWC")
+        strides, channels = model.feature_info.reduction(), model.feature_info.channels()
+        names = _output_names(strides)
+        self._out_features = names
+        self._out_feature_strides = dict(zip(names, strides))
+        self._out_feature_channels = dict(zip(names, channels))
+        self._divisibility = math.lcm(*strides)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
+        node = cfg.MODEL.TIMM
+        # A checkpoint of the whole detector replaces these weights, so a machine without them can still use it.
+        replaced = bool(cfg.MODEL.WEIGHTS)
+        return {
+            "name": node.NAME,
+            "out_indices": node.OUT_INDICES,
+            "weights": "" if replaced else node.WEIGHTS,
+            "pretrained": node.PRETRAINED and not replaced,
+            "drop_path_rate": node.DROP_PATH,
+            "norm": node.NORM,
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        return self._divisibility
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W), normalised -> see the class."""
+        features = self.model(images)
+        if self._channels_last:
+            features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
+        return dict(zip(self._out_features, features))
+
+
+def _output_names(strides: Sequence[int]) -> list[str]:
+    total, seen, names = Counter(strides), Counter(), []
+    for stride in strides:
+        power = stride.bit_length() - 1
+        name = f"res{power}" if stride == 1 << power else f"stride{stride}"
+        names.append(name if seen[stride] == total[stride] - 1 else f"{name}_{seen[stride]}")
+        seen[stride] += 1
+    return names
+
+
+def _create(name: str, options: dict, **loading) -> nn.Module:
+    """A timm feature extractor for images of any size; ``TypeError`` stands for an unknown argument."""
+    for any_size in _ANY_SIZE:
+        try:
+            return timm.create_model(name, features_only=True, **any_size, **options, **loading)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            unknown = error
+        except (AssertionError, IndexError, ValueError) as error:
+            if not options.get("out_indices"):
+                raise
+            raise ValueError(
+                f"MODEL.TIMM.OUT_INDICES {list(options['out_indices'])}: '{name}' has no such features ({error})"
+            ) from error
+        except (RuntimeError, AttributeError, NotImplementedError) as error:
+            if loading:
+                raise
+            raise ValueError(f"MODEL.TIMM.NAME: '{name}' has no features for a detector ({_line(error)})") from error
+    if "drop_path_rate" in options and "drop_path_rate" in str(unknown):
+        raise ValueError(f"MODEL.TIMM.DROP_PATH: '{name}' has no stochastic depth") from unknown
+    raise ValueError(f"MODEL.TIMM.NAME: '{name}' has no features for a detector ({_line(unknown)})") from unknown
+
+
+def _with_download(name: str, options: dict) -> nn.Module:
+    _create(name, options)  # so that what fails below is the download
+    try:
+        return _create(name, options, pretrained=True)
+    except Exception as error:  # each transport has errors of its own: OSError, httpx's, the hub's, timm's RuntimeError
+        known = timm.get_pretrained_cfg(name)
+        source = (known.hf_hub_id or known.url) if known else ""
+        where = f" of {source.rstrip('/')}" if source else ""
+        raise ValueError(
+            f"MODEL.TIMM.PRETRAINED: no pre-trained weights for '{name}': not in the local cache, and the download failed"
+            f" ({_line(error)}). Without a network, fetch the file{where} elsewhere and set MODEL.TIMM.WEIGHTS to its"
+            " path (.safetensors or .pth), or set MODEL.TIMM.PRETRAINED False to start from random weights"
+        ) from error
+
+
+def _with_file(name: str, options: dict, path: str) -> nn.Module:
+    try:
+        state = read_checkpoint(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS: file not found: {path}") from error
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    state = {n.removeprefix("module."): value for n, value in state.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{path}: no tensors in this file")
+    _create(name, options)  # so that what fails below is the file
+    try:
+        model = _create(name, options, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)})
+    except Exception as error:  # timm's converters raise KeyError and others on an unfamiliar file
+        raise ValueError(f"{path}: does not hold weights of '{name}' ({_line(error)})") from error
+    known = {_fingerprint(value) for value in state.values()}
+    kernels = [value for value in model.parameters() if value.ndim > 1]
+    loaded = sum(_fingerprint(value) in known for value in kernels)
+    if loaded < _LEAST_LOADED * len(kernels):
+        raise ValueError(f"{path}: does not hold weights of '{name}': only {loaded} of {len(kernels)} kernels are in it")
+    return model
+
+
+def _fingerprint(value: Tensor) -> tuple[int, str]:
+    """Equal for a tensor and the same one reshaped or transposed, which timm's converters do."""
+    return value.numel(), f"{value.detach().to(torch.float64).sum().item():.6g}"
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> TimmBackbone:
+    """``MODEL.BACKBONE.NAME`` "build_timm_backbone"; settings from ``MODEL.TIMM``."""
+    return TimmBackbone(cfg, input_shape)
+
+
+def add_timm_config(cfg: CfgNode) -> None:
+    """Declare ``MODEL.TIMM.*``."""
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = "resnet18"  # as in timm.list_models()
+    # timm's own weights, from its cache or the network. Neither they nor WEIGHTS are read when MODEL.WEIGHTS is set.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.TIMM.WEIGHTS = ""  # the same from a local .safetensors, .pth or .bin file
+    cfg.MODEL.TIMM.OUT_INDICES = []  # which of timm's features, negative from the end; empty: timm's default
+    cfg.MODEL.TIMM.DROP_PATH = 0.0  # stochastic depth of the last block; 0: the model's default
+    cfg.MODEL.TIMM.NORM = ""  # of the batch norms: "" as they are, "FrozenBN", "SyncBN"
