@@ -12,11 +12,14 @@ from torch import Tensor
 
 from centerx.backbone import UpsampledBackbone
 from centerx.decode import decode
+from centerx.dlaup_neck import DLAUpNeck
 from centerx.head import CenterHead
 from centerx.losses import CenterLoss
 from centerx.predictions import CenterPredictions, CenterTargets
 from centerx.targets import make_targets
 from centerx.upsample_neck import UpsampleNeck
+
+NECKS = {"upsample": UpsampleNeck, "dlaup": DLAUpNeck}
 
 
 @META_ARCH_REGISTRY.register()
@@ -227,15 +230,17 @@ def build_upsampled_backbone(cfg: CfgNode) -> UpsampledBackbone:
     unknown = [name for name in node.IN_FEATURES if name not in shapes]
     if unknown:
         raise ValueError(f"MODEL.CENTERNET.IN_FEATURES {unknown}: the backbone has {sorted(shapes)}")
-    neck = UpsampleNeck(
+    if node.NECK.NAME not in NECKS:
+        raise ValueError(f"MODEL.CENTERNET.NECK.NAME '{node.NECK.NAME}' is not one of {', '.join(NECKS)}")
+    neck = NECKS[node.NECK.NAME](
         {name: shapes[name] for name in node.IN_FEATURES or shapes},
         output_stride=node.OUTPUT_STRIDE,
         channels=node.NECK.CHANNELS,
-        skip=node.NECK.SKIP,
         conv=node.NECK.CONV,
         up=node.NECK.UP,
         up_kernel=node.NECK.UP_KERNEL,
         up_init=node.NECK.UP_INIT,
         norm=node.NECK.NORM,
+        **({"skip": node.NECK.SKIP} if node.NECK.NAME == "upsample" else {}),
     )
     return UpsampledBackbone(bottom_up, neck, output_stride=node.OUTPUT_STRIDE)

@@ -25,13 +25,15 @@ def add_centerx_config(cfg: CN) -> None:
 
     # From the backbone's coarsest feature to OUTPUT_STRIDE, a factor of 2 a stage.
     node.NECK = CN()
+    # "upsample", or "dlaup": aggregates all features of the backbone; meant for CONV "separable" and UP "depthwise".
+    node.NECK.NAME = "upsample"
     node.NECK.CHANNELS = [256, 128, 64]  # outputs of the stages, coarsest first; a list too long is used from its end
     node.NECK.CONV = "modulated_deform"  # or "deform", "plain", "separable" (depth-wise, then 1x1)
     node.NECK.UP = "transposed"  # or "depthwise" (transposed, one kernel a channel), "bilinear" (fixed)
     node.NECK.UP_KERNEL = 4  # cells; 2, 3 or 4
     node.NECK.UP_INIT = "bilinear"  # or "random", "bilinear_to_first_channel" (the released start)
     node.NECK.NORM = "BN"  # any detectron2 norm: "BN", "SyncBN", "FrozenBN", "GN", "" for none
-    node.NECK.SKIP = False  # add the backbone's feature of each stage's stride, through a 1x1 convolution
+    node.NECK.SKIP = False  # of "upsample": add the backbone's feature of each stage's stride (1x1 conv)
 
     node.TARGET = CN()
     node.TARGET.MIN_OVERLAP = 0.7  # IoU with the object of a box whose corners are off by the bump's radius

@@ -137,17 +137,23 @@ class DistillationLoss:
         offsets: tuple[Tensor, Tensor] | None,
         *,
         shares: Sequence[float] | None = None,
+        mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The terms from activated heatmaps, (N, C_t, Hf, Wf) each, and (student, teacher) pairs of the other maps."""
+        """The terms from activated heatmaps, (N, C_t, Hf, Wf) each, and (student, teacher) pairs of the other maps.
+
+        ``mask`` is the teacher heatmap's (see :meth:`mask`) unless it is given. The channels of ``sizes`` add up to
+        width + height, whatever they are.
+        """
         weights = None
         if shares is not None and any(share != 1 for share in shares):
             weights = teacher_heatmap.new_tensor(shares)
-        mask = self.mask(teacher_heatmap)
+        mask = self.mask(teacher_heatmap) if mask is None else mask
         scale = None
         if self.norm_size:
             channel = sizes[1].dim() - 3
             scale = (sizes[1].sum(channel, keepdim=True) / 2 + EPSILON).float()
-            scale = scale.clamp(min=self.min_size) if self.min_size > 0 else scale
+            # a head may predict negative sizes; the released code takes the absolute value of the quotient
+            scale = scale.clamp(min=self.min_size) if self.min_size > 0 else scale.abs()
         terms = {
             "cls": self.heatmap_weight * heatmap_term(student_heatmap, teacher_heatmap, weights),
             "wh": self.size_weight * regression_term(*sizes, mask, shares=weights, scale=scale),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from centerx.centernet import CenterNet
 from centerx.distillation import Route, align_to_grid
 from centerx.predictions import CenterPredictions
-from centerx.student import Student, student_arguments
+from centerx.student import Student, copy_weights, student_arguments
 from centerx.teachers import EmaTeacher, Teacher, TeacherSpec
 
 
@@ -94,28 +93,3 @@ class DistilledCenterNet(Student, CenterNet):
         return copy_weights(
             self, teacher.model, per_class=("head.heatmap.out.weight", "head.heatmap.out.bias"), route=route
         )
-
-
-def copy_weights(student: nn.Module, teacher: nn.Module, *, per_class: Sequence[str], route: Route) -> int:
-    """Copy tensors of equal name and shape; of those in ``per_class`` only the rows of the route's classes.
-
-    Returns:
-        The number of tensors copied.
-    """
-    taught, own = list(route.student_channels), list(route.teacher_channels)
-    theirs = teacher.state_dict()
-    count = 0
-    with torch.no_grad():
-        for name, value in student.state_dict().items():
-            other = theirs.get(name)
-            if other is None:
-                continue
-            if name in per_class and other.shape[1:] == value.shape[1:]:
-                value[taught] = other[own].to(value)
-                count += 1
-            elif other.shape == value.shape:
-                value.copy_(other)
-                count += 1
-    return count
-
-

@@ -78,14 +78,25 @@ def test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def param_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
-    """detectron2's groups: norms and biases have their own weight decay, biases their own rate."""
-    return get_default_optimizer_params(
+    """detectron2's groups, in which the bias of a norm counts as norm, not as bias, for rate and weight decay."""
+    solver = cfg.SOLVER
+    biases = {id(module.bias) for module in model.modules() if isinstance(getattr(module, "bias", None), nn.Parameter)}
+    for group in get_default_optimizer_params(model, base_lr=1.0, weight_decay=0.0, weight_decay_norm=1.0):
+        if group["weight_decay"] == 1.0:  # these are the norms'
+            biases -= {id(parameter) for parameter in group["params"]}
+    decay = solver.WEIGHT_DECAY if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
+    own = {"lr": solver.BASE_LR * solver.BIAS_LR_FACTOR, "weight_decay": decay}
+    groups = []
+    for group in get_default_optimizer_params(
         model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-    )
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+    ):
+        rest = [parameter for parameter in group["params"] if id(parameter) not in biases]
+        found = [parameter for parameter in group["params"] if id(parameter) in biases]
+        groups += [{**group, "params": rest}] * bool(rest) + [{**group, **own, "params": found}] * bool(found)
+    return groups
 
 
 def extra_hooks(cfg: CfgNode, trainer) -> list[HookBase]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
@@ -184,6 +185,29 @@ def labelled_classes(datasets: Sequence[str], class_names: Sequence[str]) -> lis
         labelled = metadata.get("labelled_classes")
         found |= set(range(len(class_names)) if labelled is None else labelled)
     return sorted(found)
+
+
+def copy_weights(student: nn.Module, teacher: nn.Module, *, per_class: Sequence[str], route: Route) -> int:
+    """Copy tensors of equal name and shape; of those in ``per_class`` only the rows of the route's classes.
+
+    Returns:
+        The number of tensors copied.
+    """
+    taught, own = list(route.student_channels), list(route.teacher_channels)
+    theirs = teacher.state_dict()
+    count = 0
+    with torch.no_grad():
+        for name, value in student.state_dict().items():
+            other = theirs.get(name)
+            if other is None:
+                continue
+            if name in per_class and other.shape[1:] == value.shape[1:]:
+                value[taught] = other[own].to(value)
+                count += 1
+            elif other.shape == value.shape:
+                value.copy_(other)
+                count += 1
+    return count
 
 
 class DistillationHook(HookBase):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from centerx.distillation import DistillationLoss, Route
 from d2x.engine.checkpoint import read_checkpoint
+from d2x.engine.load_cfg import load_cfg, prepare_classes
 
 OVERLAPS = ("average", "first")
 STRIDE_MISMATCHES = ("error", "resize")
@@ -183,8 +184,6 @@ def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teach
         FileNotFoundError: config or weights do not exist.
         ValueError: the weights are another model's, or the model has no maps to teach; names the file.
     """
-    from d2x.engine.load_cfg import load_cfg, prepare_classes
-
     cfg = load_cfg(spec.config, ["MODEL.DEVICE", str(device)])
     if not os.path.isfile(spec.weights):
         raise FileNotFoundError(f"weights of teacher {spec.config} not found: {spec.weights}")

@@ -102,13 +102,13 @@ class UpsampleStage(nn.Module):
         if conv not in CONVS:
             raise ValueError(f"MODEL.CENTERNET.NECK.CONV '{conv}' is not one of {', '.join(CONVS)}")
         self.conv = CONVS[conv](in_channels, out_channels)
-        self.conv_norm = get_norm(norm, out_channels)
+        self.conv_norm = get_norm(norm, out_channels) or nn.Identity()
         self.up = make_upsampler(up, out_channels, up_kernel, up_init)
-        self.up_norm = get_norm(norm, out_channels)
+        self.up_norm = get_norm(norm, out_channels) or nn.Identity()
         self.skip = None
         if skip_channels:
             self.skip = nn.Sequential(
-                nn.Conv2d(skip_channels, out_channels, 1, bias=False), get_norm(norm, out_channels)
+                nn.Conv2d(skip_channels, out_channels, 1, bias=False), get_norm(norm, out_channels) or nn.Identity()
             )
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -130,6 +130,7 @@ class UpsampleNeck(nn.Module):
         channels: output channels of the stages, first stage first; a longer list is used from its end, so that one
             setting serves backbones of any depth.
         skip: add the backbone's feature of each stage's output stride, where there is one.
+        up_kernel: of ``UpsampleStage``, one for all stages or one for each.
         stage: further options of ``UpsampleStage``.
 
     Raises:
@@ -143,6 +144,7 @@ class UpsampleNeck(nn.Module):
         output_stride: int = 4,
         channels: Sequence[int] = (256, 128, 64),
         skip: bool = False,
+        up_kernel: int | Sequence[int] = 4,
         **stage,
     ):
         super().__init__()
@@ -168,7 +170,10 @@ class UpsampleNeck(nn.Module):
             feature = by_stride.get(coarsest // 2 ** (step + 1)) if skip else None
             self.skip_features.append(feature)
             skip_channels = input_shape[feature].channels if feature else 0
-            stages.append(UpsampleStage(self.out_channels, width, skip_channels=skip_channels, **stage))
+            kernel = up_kernel if isinstance(up_kernel, int) else up_kernel[step]
+            stages.append(
+                UpsampleStage(self.out_channels, width, skip_channels=skip_channels, up_kernel=kernel, **stage)
+            )
             self.out_channels = width
         self.stages = nn.ModuleList(stages)
 

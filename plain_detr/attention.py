@@ -58,8 +58,7 @@ def biased_attention(
     Raises:
         ValueError: an unknown implementation, or a map of another size than the keys.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention implementation must be one of {', '.join(IMPLEMENTATIONS)}: '{implementation}'")
+    check_implementation(implementation)
     if bias_x is not None and bias_x.shape[-1] * bias_y.shape[-1] != k.shape[2]:
         raise ValueError(f"a bias for {bias_y.shape[-1]} x {bias_x.shape[-1]} cells does not fit {k.shape[2]} keys")
     mask = _padding_mask(padding, padding_value, q.dtype)
@@ -75,6 +74,12 @@ def biased_attention(
     if implementation == "fused":
         return _fused(q, k, v, bias_x, bias_y, padding, mask)
     return _ChunkedAttention.apply(q, k, v, bias_x.float(), bias_y.float(), padding, padding_value)
+
+
+def check_implementation(name: str) -> None:
+    """Raise ValueError unless ``name`` is one of ``IMPLEMENTATIONS``."""
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"attention implementation must be one of {', '.join(IMPLEMENTATIONS)}, got '{name}'")
 
 
 def attention_weights(

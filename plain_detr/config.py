@@ -64,6 +64,8 @@ def add_plain_detr_config(cfg: CN) -> None:
     node.MATCHER.CLASS_COST = 2.0
     node.MATCHER.BOX_COST = 1.0  # as LOSS.BOX_WEIGHT
     node.MATCHER.GIOU_COST = 2.0
+    node.MATCHER.FOCAL_ALPHA = 0.25  # of the class cost, whatever the loss has
+    node.MATCHER.FOCAL_GAMMA = 2.0
 
     # Each distinct image size has its own pass through backbone, up-sampling and projection, so that a result does
     # not depend on what else is in the batch. False: one pass over the padded batch, as released.

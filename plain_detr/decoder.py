@@ -72,9 +72,39 @@ class Decoder(nn.Module):
         Returns:
             One prediction a layer.
         """
+        run = self._run(content, position, reference, groups, memory, memory_position, grid, extent)
+        return [prediction for _, prediction in run]
+
+    @torch.no_grad()
+    def attention_weights(
+        self,
+        content: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        groups: list[int],
+        memory: Tensor,
+        memory_position: Tensor,
+        grid: FeatureGrid,
+        extent: Tensor,
+        *,
+        layer: int = -1,
+        with_bias: bool = True,
+    ) -> Tensor:
+        """(N, heads, Q, Hf, Wf) cross-attention of one layer, for pictures; arguments as in ``forward``.
+
+        Args:
+            layer: its index.
+            with_bias: False leaves the bias by box out of this layer's logits, and of no other's.
+        """
+        run = self._run(content, position, reference, groups, memory, memory_position, grid, extent)
+        inputs, _ = list(run)[layer]
+        return self.layers[layer].cross_attention_weights(*inputs, with_bias=with_bias)
+
+    def _run(self, content, position, reference, groups, memory, memory_position, grid, extent):
+        """Yield every layer's inputs and its prediction."""
         keys = memory + memory_position.to(memory.dtype)
         padding = grid.key_padding(memory.device)
-        x, undetached, predictions = content, reference, []
+        x, undetached = content, reference
         for layer, head in zip(self.layers, self.heads):
             pixels = self.coder.to_pixels(reference, extent)
             inputs = (x, position, groups, keys, memory, pixels, grid.hw, grid.stride, padding)
@@ -84,8 +114,7 @@ class Decoder(nn.Module):
                 x = layer(*inputs)
             logits, raw = head(self.final_norm(x))
             boxes = self.coder.decode(undetached, raw, extent)
-            predictions.append(BoxSetPrediction(logits, boxes, raw, undetached))
+            yield inputs, BoxSetPrediction(logits, boxes, raw, undetached)
             updated = boxes if undetached is reference else self.coder.decode(reference, raw, extent)
             reference = updated.detach()
             undetached = updated if self.look_forward_twice and torch.is_grad_enabled() else reference
-        return predictions

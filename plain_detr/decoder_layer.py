@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plain_detr.attention import attention_weights, biased_attention
+from plain_detr.attention import attention_weights, biased_attention, check_implementation
 from plain_detr.box_position_bias import AttentionBias, BoxRPB
 
 
@@ -77,6 +77,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         if hidden_dim % num_heads:
             raise ValueError(f"HIDDEN_DIM {hidden_dim} is not a multiple of NUM_HEADS {num_heads}")
+        check_implementation(implementation)
         self.num_heads, self.padding_value, self.implementation = num_heads, padding_value, implementation
         self.query = nn.Linear(hidden_dim, hidden_dim)
         self.key = nn.Linear(hidden_dim, hidden_dim)
@@ -205,6 +206,28 @@ class DecoderLayer(nn.Module):
             lambda y: self.cross_attention(y + position, keys, values, boxes_cxcywh, hw, stride, padding),
         )
         return self._part(x, self.feedforward_norm, self.feedforward)
+
+    @torch.no_grad()
+    def cross_attention_weights(
+        self,
+        x: Tensor,
+        position: Tensor,
+        groups: Sequence[int],
+        keys: Tensor,
+        values: Tensor,
+        boxes_cxcywh: Tensor,
+        hw: tuple[int, int],
+        stride: int,
+        padding: Tensor | None,
+        *,
+        with_bias: bool = True,
+    ) -> Tensor:
+        """(N, h, Q, Hf, Wf): what this layer's cross-attention looks at; arguments as in ``forward``."""
+        x = self._part(x, self.self_attention_norm, lambda y: self.self_attention(y, position, groups))
+        x = self.cross_attention_norm(x) if self.norm_first else x
+        return self.cross_attention.weights(
+            x + position, keys, boxes_cxcywh, hw, stride, padding, with_bias=with_bias
+        )
 
     def _part(self, x: Tensor, norm: nn.LayerNorm, part) -> Tensor:
         if self.norm_first:

@@ -15,7 +15,7 @@ class QueryGroups(NamedTuple):
     Attributes:
         one_to_one: queries each of which may match one box.
         one_to_many: extra queries in training; 0 turns the group off.
-        repeats: times each box is offered to the one-to-many group.
+        repeats: times each box is offered to the one-to-many group; 0 leaves it without losses.
         weight: factor of that group's losses.
     """
 
@@ -55,7 +55,7 @@ def match_tasks(
     tasks = [MatchTask(first, f"_d{index}") for index, (first, _) in enumerate(parts)]
     if proposals is not None:
         tasks.append(MatchTask(proposals, "_enc", class_agnostic=True))
-    if groups.one_to_many:
+    if groups.one_to_many and groups.repeats:
         tasks += [
             MatchTask(rest, f"_d{index}_o2m", groups.repeats, groups.weight) for index, (_, rest) in enumerate(parts)
         ]

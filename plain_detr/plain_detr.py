@@ -58,7 +58,9 @@ class InputProjection(nn.Module):
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.norm(self.conv(features))
+        # The function, not the module: that one refuses a single cell at one channel a group, whose norm is its bias.
+        norm = self.norm
+        return torch.group_norm(self.conv(features), norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 @META_ARCH_REGISTRY.register()
@@ -234,21 +236,33 @@ class PlainDETR(nn.Module):
 
     def predict(self, memory: Memory, *, training: bool) -> tuple[list[BoxSetPrediction], ProposalSelection]:
         """Predictions of every decoder layer for both query groups (training) or the one-to-one group alone."""
-        features, position, grid = memory
         groups = self.groups.sizes(training)
-        selection = self.proposals(features, grid, sum(groups), all_predictions=training)
+        selection = self.proposals(memory.features, memory.grid, sum(groups), all_predictions=training)
+        return self.decoder(*self._decoder_inputs(memory, selection, groups)), selection
+
+    @torch.no_grad()
+    def attention_weights(self, image: Tensor, *, layer: int = -1, with_bias: bool = True) -> Tensor:
+        """What the one-to-one queries look at in one image (3, h, w) in the images' own unit.
+
+        Args:
+            layer: index of the decoder layer.
+            with_bias: False leaves the bias by box out of that layer's logits.
+
+        Returns:
+            (heads, Q, Hf, Wf), each map sums to 1. Query q is row q of ``predict``'s last prediction.
+        """
+        memory = self.encode([self._normalized({"image": image})])
+        groups = self.groups.sizes(training=False)
+        selection = self.proposals(memory.features, memory.grid, sum(groups), all_predictions=False)
+        inputs = self._decoder_inputs(memory, selection, groups)
+        return self.decoder.attention_weights(*inputs, layer=layer, with_bias=with_bias)[0]
+
+    def _decoder_inputs(self, memory: Memory, selection: ProposalSelection, groups: list[int]) -> tuple:
         content, query_position = self.queries(selection.reference)
-        layers = self.decoder(
-            content,
-            query_position,
-            selection.reference,
-            groups,
-            features.flatten(2).transpose(1, 2),
-            position.flatten(1, 2),
-            grid,
-            selection.extent,
-        )
-        return layers, selection
+        tokens, position = memory.features.flatten(2).transpose(1, 2), memory.position.flatten(1, 2)
+        return (
+            content, query_position, selection.reference, groups, tokens, position, memory.grid, selection.extent,
+        )  # fmt: skip
 
     def _losses(
         self, layers: list[BoxSetPrediction], selection: ProposalSelection, targets: SetTargets
@@ -365,13 +379,14 @@ def _decoder(node: CfgNode, coder: BoxCoder) -> Decoder:
 
 
 def _criterion(node: CfgNode, coder: BoxCoder) -> SetCriterion:
-    alpha, gamma = node.LOSS.FOCAL_ALPHA, node.LOSS.FOCAL_GAMMA
     matcher = HungarianMatcher(
         coder=coder,
         cost=CostWeights(node.MATCHER.CLASS_COST, node.MATCHER.BOX_COST, node.MATCHER.GIOU_COST),
-        alpha=alpha,
-        gamma=gamma,
+        alpha=node.MATCHER.FOCAL_ALPHA,
+        gamma=node.MATCHER.FOCAL_GAMMA,
         released_pairing=node.RELEASED_PAIRING,
     )
     weights = LossWeights(node.LOSS.CLASS_WEIGHT, node.LOSS.BOX_WEIGHT, node.LOSS.GIOU_WEIGHT)
-    return SetCriterion(matcher=matcher, coder=coder, weights=weights, alpha=alpha, gamma=gamma)
+    return SetCriterion(
+        matcher=matcher, coder=coder, weights=weights, alpha=node.LOSS.FOCAL_ALPHA, gamma=node.LOSS.FOCAL_GAMMA
+    )

@@ -31,7 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", help="default: output/quickstart, or output/quickstart_plain_detr")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and data order (default 0)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def train(args: argparse.Namespace, output: Path):

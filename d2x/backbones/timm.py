@@ -1,6 +1,9 @@
 """Any timm model with ``features_only`` as a detectron2 backbone."""
 
+import logging
 import math
+import os
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,6 +17,8 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from d2x.engine.checkpoint import read_checkpoint
+
+logger = logging.getLogger(__name__)
 
 # Arguments with which timm's models of a fixed image size take any; each family knows at most one of them.
 _ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
@@ -106,7 +111,13 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W), normalised -> see the class."""
-        features = self.model(images)
+        try:
+            features = self.model(images)
+        except AssertionError as error:  # how timm refuses a size that the model cannot take
+            height, width = images.shape[-2:]
+            raise ValueError(
+                f"MODEL.TIMM.NAME: this model takes no images of {width} x {height} px: {error}"
+            ) from error
         if self._channels_last:
             features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
         return dict(zip(self._out_features, features))
@@ -148,6 +159,7 @@ def _create(name: str, options: dict, **loading) -> nn.Module:
 
 def _with_download(name: str, options: dict) -> nn.Module:
     _create(name, options)  # so that what fails below is the download
+    logger.info("Fetching timm's weights for %s, unless they are in the local cache", name)
     try:
         return _create(name, options, pretrained=True)
     except Exception as error:  # each transport has errors of its own: OSError, httpx's, the hub's, timm's RuntimeError
@@ -155,17 +167,16 @@ def _with_download(name: str, options: dict) -> nn.Module:
         source = (known.hf_hub_id or known.url) if known else ""
         where = f" of {source.rstrip('/')}" if source else ""
         raise ValueError(
-            f"MODEL.TIMM.PRETRAINED: no pre-trained weights for '{name}': not in the local cache, and the download failed"
-            f" ({_line(error)}). Without a network, fetch the file{where} elsewhere and set MODEL.TIMM.WEIGHTS to its"
-            " path (.safetensors or .pth), or set MODEL.TIMM.PRETRAINED False to start from random weights"
+            f"MODEL.TIMM.PRETRAINED: no pre-trained weights for '{name}': not in the local cache, and the download"
+            f" failed ({_line(error)}). Without a network, fetch the file{where} elsewhere and set MODEL.TIMM.WEIGHTS"
+            " to its path (.safetensors or .pth), or set MODEL.TIMM.PRETRAINED False to start from random weights"
         ) from error
 
 
 def _with_file(name: str, options: dict, path: str) -> nn.Module:
-    try:
-        state = read_checkpoint(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS: file not found: {path}") from error
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS: file not found: {path}")
+    state = read_checkpoint(path)
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(state.get(key), dict):
             state = state[key]
@@ -182,7 +193,9 @@ def _with_file(name: str, options: dict, path: str) -> nn.Module:
     kernels = [value for value in model.parameters() if value.ndim > 1]
     loaded = sum(_fingerprint(value) in known for value in kernels)
     if loaded < _LEAST_LOADED * len(kernels):
-        raise ValueError(f"{path}: does not hold weights of '{name}': only {loaded} of {len(kernels)} kernels are in it")
+        raise ValueError(
+            f"{path}: does not hold weights of '{name}': only {loaded} of {len(kernels)} kernels are there"
+        )
     return model
 
 
@@ -192,7 +205,7 @@ def _fingerprint(value: Tensor) -> tuple[int, str]:
 
 
 def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 160, placeholder=' ...')}"
 
 
 @BACKBONE_REGISTRY.register()

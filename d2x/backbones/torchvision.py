@@ -220,7 +220,12 @@ class _WideResNet(resnet.ResNet):
         super().__init__(block, list(blocks), num_classes=1, norm_layer=norm)
 
     def _make_layer(self, block, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
-        return super()._make_layer(block, self._widths[planes], blocks, stride, dilate)
+        width = self._widths[planes]
+        if planes == 64 and width != 64:  # the first stage: a stem of 64 channels has just been made
+            self.inplanes = width
+            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+            self.bn1 = self._norm_layer(width)
+        return super()._make_layer(block, width, blocks, stride, dilate)
 
 
 def _regnet_width(block: int, w_0: int, w_a: float, w_m: float) -> int:

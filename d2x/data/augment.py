@@ -61,13 +61,13 @@ class ColourJitter(T.Augmentation):
 
 
 class StrongColour(T.Augmentation):
-    """With a probability, one to ``most`` of: jitter, blur, noise, sharpness, JPEG, posterise, equalise, grey, channels.
+    """With a probability, a few strong changes: jitter, blur, noise, sharpness, JPEG, posterising and others.
 
     Stands where the original CenterX has its "imgaug" set; geometry stays as it is.
 
     Args:
         prob: how often an image is changed.
-        most: largest number of operations on one image, 1 to 9.
+        most: one to so many operations on an image, at most 9.
     """
 
     def __init__(self, *, prob: float = 0.5, most: int = 3):
@@ -119,8 +119,6 @@ class Warp(Transform):
         picture = Image.fromarray(img)
         shrink = max(1, int(1 / max(self.matrix[0, 0], self.matrix[1, 1])))  # bilinear alone would skip pixels
         fill = tuple(int(round(value)) for value in np.broadcast_to(self.fill, (img.shape[2],)))
-        # A reduced picture is one pixel larger than the exact quotient if the size does not divide: hence the rounding
-        # of the source to whole blocks, which only concerns the last row and column.
         return self._resample(picture.reduce(shrink), shrink, Image.Resampling.BILINEAR, fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:

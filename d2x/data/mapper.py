@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,8 +90,8 @@ class DetectionMapper(DatasetMapper):
 
         annotations = record.pop("annotations", []) if self.is_train else []
         record.pop("annotations", None)
-        annotations = [annotation for annotation in annotations if _has_area(annotation)]
-        boxes = np.array([_xyxy(annotation) for annotation in annotations], dtype=np.float64).reshape(-1, 4)
+        annotations = [_with_float_box(annotation) for annotation in annotations if _has_area(annotation)]
+        boxes = np.array([annotation["bbox"] for annotation in annotations]).reshape(-1, 4)
         augmented = T.AugInput(image, boxes=boxes)
         transforms = self.augmentations(augmented)
         record["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
@@ -131,10 +132,15 @@ class DetectionMapper(DatasetMapper):
             record["labelled_classes"] = torch.as_tensor(list(labelled), dtype=torch.int64)
 
 
+def _with_float_box(annotation: dict) -> dict:
+    """With an xyxy box of floats: detectron2's ``ResizeTransform`` would truncate integers to whole pixels."""
+    return {**annotation, "bbox": _xyxy(annotation), "bbox_mode": BoxMode.XYXY_ABS}
+
+
 def _xyxy(annotation: dict) -> list[float]:
-    return BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    return BoxMode.convert([float(value) for value in annotation["bbox"]], annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
 def _has_area(annotation: dict) -> bool:
     x0, y0, x1, y1 = _xyxy(annotation)
-    return bool(np.isfinite([x0, y0, x1, y1]).all()) and x1 > x0 and y1 > y0
+    return all(map(math.isfinite, (x0, y0, x1, y1))) and x1 > x0 and y1 > y0

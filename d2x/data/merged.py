@@ -16,9 +16,10 @@ def register_merged(name: str, sources: Sequence[str], classes: Sequence[str]) -
     """Register the union of data sets that are labelled for different classes.
 
     Classes are matched by name. Every record carries ``labelled_classes``: the contiguous ids, in the merged list, of
-    the classes its source is labelled for (the source's ``labelled_classes``, else all its classes); elsewhere, an
-    object without a box may be there. An image file that several sources have becomes one record with the labels of
-    all; if two of them are labelled for the same class, the first one's boxes of that class are taken.
+    the classes its source is labelled for (the source's ``labelled_classes``, else all its classes); objects of other
+    classes may be there without a box, so the boxes that a source does have of them are left out too. An image file
+    that several sources have becomes one record with the labels of all; if two of them are labelled for the same
+    class, the first one's boxes of that class are taken.
 
     Loading is lazy: sources are read when the merged one is.
 

@@ -20,6 +20,8 @@ from detectron2.data.datasets import load_coco_json
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from d2x.data.cache import cache_dir
+
 GENERATOR_VERSION = 1  # part of the cache folder's name: raise it when the same spec gives other pixels
 SUPERSAMPLING = 4
 MIN_VISIBLE_SIDE = 6  # pixels; an object that shows less is not drawn
@@ -43,7 +45,13 @@ def _cross() -> np.ndarray:
     return np.concatenate([quarter @ turn.T for turn in turns])
 
 
-OUTLINES = {"ellipse": _regular(40), "rectangle": _regular(4), "triangle": _regular(3), "star": _star(), "cross": _cross()}
+OUTLINES = {
+    "ellipse": _regular(40),
+    "rectangle": _regular(4),
+    "triangle": _regular(3),
+    "star": _star(),
+    "cross": _cross(),
+}
 CLASSES = ("ellipse", "rectangle", "triangle", "star")
 
 
@@ -207,15 +215,10 @@ def _colour(rng: np.random.Generator, behind: np.ndarray, difficulty: float) -> 
             return colour
 
 
-def cache_folder() -> Path:
-    """``$D2X_CACHE``, by default ``~/.cache/d2x``."""
-    return Path(os.environ.get("D2X_CACHE") or Path.home() / ".cache" / "d2x")
-
-
 def shapes_folder(spec: ShapesSpec) -> Path:
     """Where the cached set of a spec is, or will be: ``annotations.json`` and ``images/``."""
     text = json.dumps([GENERATOR_VERSION, dataclasses.asdict(spec)], sort_keys=True)
-    return cache_folder() / "shapes" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cache_dir() / "shapes" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def generate_shapes(spec: ShapesSpec, folder: Path) -> Path:
@@ -245,7 +248,9 @@ def _write(spec: ShapesSpec, folder: Path) -> None:
     (folder / "images").mkdir()
     category = {name: i + 1 for i, name in enumerate(spec.categories)}
     images, annotations = [], []
-    for index in tqdm(range(spec.images), desc="drawing the shapes data set", disable=spec.images < 200, leave=False):
+    for index in tqdm(
+        range(spec.images), desc="drawing the shapes data set", disable=spec.images < 200, leave=False, mininterval=1
+    ):
         image, shapes = render(spec, index)
         name = f"{index:06d}.jpg"
         Image.fromarray(image).save(folder / "images" / name, quality=95)

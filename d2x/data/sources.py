@@ -24,8 +24,8 @@ def join_sources(cfg: CfgNode) -> None:
     Raises:
         FileNotFoundError, ValueError: a source does not exist, or none of them names a class.
     """
-    train = [_register(source) for source in cfg.DATASETS.TRAIN_SOURCES]
-    val = [_register(source) for source in cfg.DATASETS.VAL_SOURCES]
+    train = [register_source(source) for source in cfg.DATASETS.TRAIN_SOURCES]
+    val = [register_source(source) for source in cfg.DATASETS.VAL_SOURCES]
     if not train and not val:
         return
     classes = list(cfg.DATASETS.CLASS_NAMES)
@@ -40,7 +40,8 @@ def join_sources(cfg: CfgNode) -> None:
     cfg.DATASETS.CLASS_NAMES = classes
 
 
-def _register(source: str | Sequence[str]) -> str:
+def register_source(source: str | Sequence[str]) -> str:
+    """Register one source of ``join_sources``; returns the name of the data set."""
     if not isinstance(source, str):
         if len(source) != 2:
             raise ValueError(f"DATASETS: a source must be a name, a folder or [json, image folder], got {source}")

@@ -50,7 +50,7 @@ class WarmupFlatCosineLR(LRScheduler):
 
     def get_lr(self) -> list[float]:
         t = self.last_epoch
-        if t < self.warmup_iters or (t == self.warmup_iters and self.warmup_method == "constant" and t > 0):
+        if t < self.warmup_iters:
             along = t / self.warmup_iters if self.warmup_method == "linear" else 0.0
             return [base * (self.warmup_factor * (1 - along) + along) for base in self.base_lrs]
         if t <= self.flat_iters:

@@ -50,7 +50,7 @@ def draw_prediction_grid(
         scale = cell / image.shape[1]
         truth = draw_ground_truth(image, record, metadata, scale)
         found = draw_instances(image, predict(image), metadata, threshold, scale)
-        pairs.append(np.hstack([_titled(truth, "ground truth"), _titled(found, "prediction")]))
+        pairs.append(np.hstack([titled(truth, "ground truth"), titled(found, "prediction")]))
     save_grid(pairs, output, columns)
 
 
@@ -68,7 +68,8 @@ def save_grid(pictures: Sequence[np.ndarray], output: str | Path, columns: int) 
         raise OSError(f"could not write {output}")
 
 
-def _titled(image: np.ndarray, title: str) -> np.ndarray:
+def titled(image: np.ndarray, title: str) -> np.ndarray:
+    """An RGB picture with a line of text above it."""
     strip = np.full((22, image.shape[1], 3), 255, np.uint8)
     cv2.putText(strip, title, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     return np.vstack([strip, image])

@@ -1,23 +1,30 @@
 """Parts of our Plain-DETR built from a golden case's options and loaded with its official weights."""
 
+import contextlib
 import math
 
 import pytest
 import torch
+from detectron2.config import CfgNode, get_cfg
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from d2x.config import add_d2x_config
+from plain_detr import add_plain_detr_config
 from plain_detr.box_coder import BoxCoder, DeltaCoder, SigmoidCoder
 from plain_detr.box_position_bias import BoxRPB
 from plain_detr.checkpoint_keys import convert
 from plain_detr.criterion import LossWeights, SetCriterion
 from plain_detr.decoder import Decoder
 from plain_detr.decoder_layer import CrossAttention, DecoderLayer
+from plain_detr.hybrid import QueryGroups
 from plain_detr.matcher import CostWeights, HungarianMatcher
 from plain_detr.padding import FeatureGrid
 from plain_detr.prediction_head import PredictionHead
-from plain_detr.predictions import SetTargets
+from plain_detr.predictions import BoxSetPrediction, SetTargets
 from plain_detr.proposals import Proposals
 from plain_detr.queries import QueryInitializer
+from plain_detr.swin_v2 import SwinV2
 from tests.parity.golden import Golden
 
 RELEASED_PADDING_LOGIT = -100.0
@@ -29,9 +36,8 @@ def check(name: str, actual: Tensor, expected: Tensor, tolerance: dict) -> None:
     atol = tolerance.get("atol", 0.0)
     if "atol_relative_to_max" in tolerance and expected.numel():
         atol += tolerance["atol_relative_to_max"] * float(expected.abs().max())
-    torch.testing.assert_close(
-        actual.detach().float(), expected.float(), rtol=tolerance.get("rtol", 0.0), atol=atol, msg=lambda text: f"{name}: {text}"
-    )
+    actual, rtol = actual.detach().float(), tolerance.get("rtol", 0.0)
+    torch.testing.assert_close(actual, expected.float(), rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}")
 
 
 def coder_for(options: dict) -> BoxCoder:
@@ -128,6 +134,104 @@ def our_name(official: str, state: dict[str, Tensor]) -> str:
     return convert(state).renamed[official]
 
 
+@contextlib.contextmanager
+def recorded(module: nn.Module):
+    """A list that collects every output of ``module`` while the context is open."""
+    outputs: list[Tensor] = []
+    handle = module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def refined_boxes(layers: list[BoxSetPrediction], coder: BoxCoder, extent: Tensor) -> Tensor:
+    """(D, N, Q, 4), the official ``inter_references``: each layer's boxes refined from detached ones."""
+    return torch.stack([coder.decode(layer.reference.detach(), layer.raw, extent) for layer in layers])
+
+
+def groups_from_mask(mask: Tensor) -> list[int]:
+    """Sizes of the query groups that an official (Q, Q) mask keeps apart."""
+    first = int((~mask[0]).sum())
+    return [size for size in (first, len(mask) - first) if size]
+
+
+def padded_batch(images: list[Tensor]) -> Tensor:
+    """(N, 3, H, W): zeros at the bottom and right up to the largest sides."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    return torch.stack([F.pad(one, (0, width - one.shape[2], 0, height - one.shape[1])) for one in images])
+
+
+def swin_for(options: dict) -> SwinV2:
+    options = dict(options)
+    return SwinV2(
+        pretrained_window_sizes=options.pop("pretrained_window_size"),
+        out_features=[f"p{index + 2}" for index in options.pop("out_indices")],
+        shift_mask_value=RELEASED_PADDING_LOGIT,
+        **options,
+    ).eval()
+
+
+def groups_for(options: dict) -> QueryGroups:
+    return QueryGroups(
+        options["num_queries_one2one"],
+        options["num_queries_one2many"],
+        options["k_one2many"],
+        options["lambda_one2many"],
+    )
+
+
+def released_config(options: dict) -> CfgNode:
+    """The config of a whole official model, with every released quirk switched on."""
+    cfg = get_cfg()
+    add_d2x_config(cfg)
+    add_plain_detr_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = "PlainDETR"
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [0.0] * 3, [1.0] * 3  # the cases' images are normalised already
+    cfg.MODEL.BACKBONE.NAME = "build_swin_v2_backbone"
+    swin = options["swin"]
+    for key in ("embed_dim", "depths", "num_heads", "window_size", "global_blocks"):
+        cfg.MODEL.SWIN_V2[key.upper()] = swin[key]
+    cfg.MODEL.SWIN_V2.PRETRAINED_WINDOW_SIZES = swin["pretrained_window_size"]
+    cfg.MODEL.SWIN_V2.OUT_FEATURES = [f"p{index + 2}" for index in swin["out_indices"]]
+    cfg.MODEL.SWIN_V2.DROP_PATH = 0.0
+    cfg.MODEL.SWIN_V2.RELEASED_SHIFT_MASK = True
+    node = cfg.MODEL.PLAIN_DETR
+    node.NUM_CLASSES = options["num_classes"]
+    node.IN_FEATURE = cfg.MODEL.SWIN_V2.OUT_FEATURES[-1]
+    node.FEATURE_STRIDE = options["proposal_in_stride"]
+    node.HIDDEN_DIM, node.NUM_HEADS = options["hidden_dim"], options["nheads"]
+    node.FEEDFORWARD_DIM, node.DROPOUT = options["dim_feedforward"], options["dropout"]
+    node.NORM_FIRST = options["norm_type"] == "pre_norm"
+    node.DECODER_LAYERS = options["dec_layers"]
+    node.POSITION_ENCODING = options["position_embedding"]
+    node.BOX_CODER = "delta" if options["reparam"] else "sigmoid"
+    node.LOOK_FORWARD_TWICE = options["look_forward_twice"]
+    node.BOX_RPB.KIND = {"global_ape": "none", "global_rpe_decomp": "axial"}[options["decoder_type"]]
+    node.BOX_RPB.OFFSETS = options["decoder_rpe_type"]
+    node.BOX_RPB.HIDDEN_DIM = options["decoder_rpe_hidden_dim"]
+    node.NUM_QUERIES = options["num_queries_one2one"]
+    node.ONE_TO_MANY.QUERIES = options["num_queries_one2many"]
+    node.ONE_TO_MANY.REPEATS, node.ONE_TO_MANY.WEIGHT = options["k_one2many"], options["lambda_one2many"]
+    node.PROPOSALS.STRIDES = options["proposal_tgt_strides"][: options["proposal_feature_levels"]]
+    node.PROPOSALS.ANCHOR_SIZE = float(options.get("proposal_min_size", 0)) if options["reparam"] else 0.0
+    node.PROPOSALS.MIXED_SELECTION = options["mixed_selection"]
+    node.LOSS.CLASS_WEIGHT, node.LOSS.BOX_WEIGHT = options["cls_loss_coef"], options["bbox_loss_coef"]
+    node.LOSS.GIOU_WEIGHT, node.LOSS.FOCAL_ALPHA = options["giou_loss_coef"], options["focal_alpha"]
+    node.MATCHER.CLASS_COST, node.MATCHER.BOX_COST = options["set_cost_class"], options["set_cost_bbox"]
+    node.MATCHER.GIOU_COST = options["set_cost_giou"]
+    node.BATCH_INDEPENDENT, node.VALID_AREA = False, "nearest"
+    node.KEEP_INVALID_PROPOSALS, node.PADDING_LOGIT, node.RELEASED_PAIRING = True, RELEASED_PADDING_LOGIT, True
+    cfg.TEST.DETECTIONS_PER_IMAGE = options["topk"]
+    return cfg
+
+
+def inverse_sigmoid_or_inf(boxes: Tensor, invalid: Tensor) -> Tensor:
+    """The official form of normalised anchors: logits, +inf where invalid."""
+    return torch.logit(boxes).masked_fill(invalid[..., None], math.inf)
+
+
 def packed_targets(case: Golden, num_images: int, empty: int | None = None) -> SetTargets:
     """The case's targets, which are in coder space already; those of image ``empty`` left out."""
     inputs = case.group("input.targets")
@@ -139,17 +243,15 @@ def packed_targets(case: Golden, num_images: int, empty: int | None = None) -> S
     return SetTargets.pack(boxes, labels)
 
 
-def criterion_for(options: dict, *, cost: tuple[float, float, float], weights: tuple[float, float, float]) -> SetCriterion:
-    coder = DeltaCoder() if options.get("cost_bbox_type") == "reparam" or options.get("reparam") else SigmoidCoder()
-    alpha = options.get("focal_alpha", 0.25)
-    matcher = HungarianMatcher(coder=coder, cost=CostWeights(*cost), alpha=0.25, released_pairing=True)
-    return SetCriterion(matcher=matcher, coder=coder, weights=LossWeights(*weights), alpha=alpha)
+def coder_of_loss(options: dict) -> BoxCoder:
+    assert options["cost_bbox_type"] in ("l1", "reparam")
+    return DeltaCoder() if options["cost_bbox_type"] == "reparam" else SigmoidCoder()
 
 
-def inverse_sigmoid_or_inf(boxes: Tensor, invalid: Tensor) -> Tensor:
-    """The official form of normalised anchors: logits, +inf where invalid."""
-    logit = torch.log(boxes / (1 - boxes))
-    return logit.masked_fill(invalid[..., None], math.inf)
+def criterion_for(options: dict, *, cost: CostWeights, weights: LossWeights) -> SetCriterion:
+    coder, alpha = coder_of_loss(options), options.get("focal_alpha", 0.25)
+    matcher = HungarianMatcher(coder=coder, cost=cost, alpha=0.25, released_pairing=True)
+    return SetCriterion(matcher=matcher, coder=coder, weights=weights, alpha=alpha)
 
 
 parametrize_implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

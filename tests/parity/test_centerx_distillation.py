@@ -3,11 +3,16 @@
 import pytest
 import torch
 
+from centerx.checkpoint_keys import convert
 from centerx.distillation import DistillationLoss
+from centerx.distilled_centernet import DistilledCenterNet
+from centerx.teachers import Teacher, TeacherSpec
 from d2x.engine.adaptive_loss import AdaptiveLoss
 from d2x.engine.loss_guard import LossGuard
 
+from .centerx_parts import load_released, model_for, released_state
 from .golden import cases, load
+from .test_centerx_model import WHOLE, batch, check_maps
 
 # The original goes through the letters in this order, whatever their place in the name.
 NAMES = {"CLS_LOSS": "*cls*", "WH_LOSS": "*wh*", "OFF_LOSS": "*off*"}
@@ -71,6 +76,55 @@ def test_distillation_loss(case):
 def _entry_weight(kd: dict, name: str) -> float:
     t, key = int(name.split("loss")[1]), {"cls": "CLS", "wh": "WH", "off": "REG"}[name.split("_")[1]]
     return kd["KD_WEIGHT"][t] * kd[f"KD_{key}_WEIGHT"][t]
+
+
+@pytest.mark.parametrize("case", cases("centerx", "model_kd"))
+def test_whole_student_with_teachers(case):
+    golden = load("centerx", case)
+    options, tensors = golden.info["options"], golden.tensors
+    prefix = "MODEL.CENTERNET.KD."
+    kd = {k.removeprefix(prefix): v for k, v in options["student"]["opts"].items() if k.startswith(prefix)}
+    classes = [str(index) for index in range(kd["KD_CLS_INDEX"][-1])]
+    specs, teachers = [], []
+    for t, (loss, part) in enumerate(zip(released_losses(kd), slices(kd))):
+        model = model_for(options["teachers"][t])
+        load_released(model, golden.group(f"state.teacher{t}"))
+        specs.append(TeacherSpec(config=f"teacher {t}", weights="", loss=loss, student_slice=part))
+        names = classes[part[0] : part[1]]
+        teachers.append(Teacher(name=f"teacher {t}", model=model, input_format="RGB", class_names=names, loss=loss))
+    student = model_for(
+        options["student"],
+        DistilledCenterNet,
+        teacher_specs=specs,
+        class_names=classes,
+        labelled=range(len(classes)),
+        use_labels=not kd.get("KD_WITHOUT_LABEL", False),
+        student_normalisation=True,
+    )
+    load_released(student, golden.group("state.student"))
+    student.prepare_teachers(teachers)
+    student.train()
+    kept = {}
+    student.head.register_forward_hook(lambda module, args, out: kept.update(student=out))
+    for t, teacher in enumerate(teachers):
+        teacher.model.head.register_forward_hook(lambda module, args, out, t=t: kept.update({t: out}))
+    losses = student(batch(golden))
+    assert set(losses) == set(golden.group("output.loss"))
+    for name, value in losses.items():
+        torch.testing.assert_close(value, tensors[f"output.loss.{name}"], **WHOLE)
+    total = sum(losses.values())
+    torch.testing.assert_close(total, tensors["output.total"], **WHOLE)
+    check_maps(kept["student"], golden, "output.student")
+    for t in range(len(teachers)):
+        check_maps(kept[t], golden, f"output.teacher{t}")
+    total.backward()
+    ours = dict(student.named_parameters())
+    renamed = convert(released_state(golden, "state.student")).renamed
+    for name, expected in golden.group("grad").items():
+        found = ours[renamed[name]].grad
+        assert (found - expected).abs().max() <= 1e-3 * expected.abs().max(), name
+    norm = torch.stack([p.grad.double().norm() for p in ours.values() if p.grad is not None]).norm()
+    torch.testing.assert_close(norm, tensors["output.grad_norm"].double(), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("case", [c for c in cases("centerx", "communism") if "BUG" not in c])

@@ -54,7 +54,7 @@ def test_epochs_to_iterations(case):
         cfg.TEST.EVAL_PERIOD = row["EVAL_PERIOD"]
         cfg.WEIGHT_AVERAGING.START, cfg.WEIGHT_AVERAGING.PERIOD = row["SWA.ITER"], row["SWA.PERIOD"]
         out = epochs_to_iterations(cfg, row["dataset_len"])
-        # SWA.ITER counts the epochs after MAX_ITER; ours is the start, in the same unit, so the factor is what is shared
+        # SWA.ITER counts the epochs after MAX_ITER; ours is the start, in the same unit: the factor is what is shared
         found = [
             out.SOLVER.MAX_ITER,
             out.SOLVER.WARMUP_ITERS,

@@ -1,0 +1,78 @@
+"""BoxRPB against its formula in loops."""
+
+import math
+
+import pytest
+import torch
+
+from plain_detr import box_position_bias
+from plain_detr.box_position_bias import BoxRPB
+
+
+def scaled(offset: float, kind: str) -> float:
+    return offset if kind == "linear" else math.copysign(math.log2(abs(offset) + 1) / 3, offset)
+
+
+def four_loops(module: BoxRPB, boxes, hw, stride, kind, axial, corners):
+    """(N, heads, Q, Hf * Wf), one query and one cell at a time."""
+    (height, width), heads = hw, (module.mlp_x if axial else module.mlp)[2].out_features
+    bias = torch.zeros(boxes.shape[0], heads, boxes.shape[1], height * width)
+    for image in range(boxes.shape[0]):
+        for query in range(boxes.shape[1]):
+            cx, cy, w, h = boxes[image, query].tolist()
+            xs, ys = ([cx - w / 2, cx + w / 2], [cy - h / 2, cy + h / 2]) if corners else ([cx], [cy])
+            for i in range(height):
+                for j in range(width):
+                    dx = [scaled(x - (j + 0.5) * stride, kind) for x in xs]
+                    dy = [scaled(y - (i + 0.5) * stride, kind) for y in ys]
+                    if axial:
+                        value = module.mlp_x(torch.tensor(dx)) + module.mlp_y(torch.tensor(dy))
+                    else:
+                        value = module.mlp(torch.tensor([one for pair in zip(dx, dy) for one in pair]))
+                    bias[image, :, query, i * width + j] = value
+    return bias
+
+
+@pytest.mark.parametrize("corners", [True, False])
+@pytest.mark.parametrize("axial", [True, False])
+@pytest.mark.parametrize("kind", ["linear", "abs_log8"])
+def test_equals_four_loops(kind, axial, corners, monkeypatch):
+    hw, stride = (3, 5), 16
+    boxes = torch.rand(2, 4, 4) * 60
+    module = BoxRPB(num_heads=3, hidden_dim=8, offsets=kind, axial=axial, corners=corners)
+    wanted = four_loops(module, boxes, hw, stride, kind, axial, corners)
+    for limit in (1 << 30, 50):  # in one piece, and in pieces computed again in the backward pass
+        monkeypatch.setattr(box_position_bias, "HIDDEN_NUMBERS", limit)
+        bias = module(boxes, hw, stride)
+        full = bias.full if bias.full is not None else (bias.y[..., :, None] + bias.x[..., None, :]).flatten(-2)
+        torch.testing.assert_close(full, wanted, rtol=1e-4, atol=1e-5)
+        module.zero_grad()
+        full.square().sum().backward()
+        grads = [parameter.grad.clone() for parameter in module.parameters()]
+        if limit == 1 << 30:
+            first = grads
+    for one, other in zip(first, grads):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-2)
+
+
+def test_a_shift_by_one_cell_shifts_the_bias():
+    module, stride = BoxRPB(num_heads=2, hidden_dim=8), 16
+    boxes = torch.tensor([[[40.0, 24.0, 20.0, 10.0]]])
+    bias = module(boxes, (4, 6), stride)
+    moved = module(boxes + torch.tensor([16.0, 0, 0, 0]), (4, 6), stride)
+    torch.testing.assert_close(moved.x[..., 1:], bias.x[..., :-1])
+    torch.testing.assert_close(moved.y, bias.y)
+
+
+def test_stays_float32_under_autocast():
+    module, boxes = BoxRPB(num_heads=2, hidden_dim=8), torch.rand(1, 3, 4) * 900
+    wanted = module(boxes, (2, 3), 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        bias = module(boxes, (2, 3), 16)
+    assert bias.x.dtype == torch.float32
+    torch.testing.assert_close(bias.x, wanted.x)
+
+
+def test_unknown_offsets():
+    with pytest.raises(ValueError, match="linear, abs_log8"):
+        BoxRPB(num_heads=2, offsets="log")
