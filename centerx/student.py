@@ -239,7 +239,8 @@ class DistillationHook(HookBase):
         if model.ema_teacher is not None:  # the student's weights have changed since it was copied
             model.ema_teacher.model.load_state_dict(model.state_dict())
 
-    def after_step(self) -> None:
+    def before_step(self) -> None:
+        # not after the step: checkpoints are written by an earlier hook there, and would be one update behind
         if self._model.ema_teacher is not None:
             self._model.ema_teacher.update(self._model)
 

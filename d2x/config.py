@@ -31,13 +31,14 @@ def add_d2x_config(cfg: CN) -> None:
     cfg.SOLVER.ACCUMULATE = 1
     # "float16" (with a gradient scaler, GPU only) or "bfloat16"; read when SOLVER.AMP.ENABLED.
     cfg.SOLVER.AMP.PRECISION = "float16"
-    # torch.compile the model for training.
+    # torch.compile the model's repeated blocks, see d2x/engine/compile_blocks.py.
     cfg.SOLVER.COMPILE = False
 
     # Scale every loss to a fixed target each iteration (CenterX's "communist" loss); for any model.
     cfg.ADAPTIVE_LOSS = CN()
     cfg.ADAPTIVE_LOSS.ENABLED = False
     # (pattern, target): the first shell-style pattern that matches a loss' name counts; other losses are unchanged.
+    # For Plain-DETR e.g. [["loss_class*", 1.0], ["loss_box*", 1.0], ["loss_giou*", 1.0]].
     cfg.ADAPTIVE_LOSS.TARGETS = [["*cls*", 1.5], ["*wh*", 0.3], ["*off*", 0.1]]
     cfg.ADAPTIVE_LOSS.MIN_LOSS = 1e-12  # a loss nearer to zero is left out for the step
     cfg.ADAPTIVE_LOSS.MAX_WEIGHT = 0.0  # limit of the weights; 0 for none

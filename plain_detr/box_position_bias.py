@@ -55,7 +55,13 @@ class BoxRPB(nn.Module):
     """
 
     def __init__(
-        self, *, num_heads: int, hidden_dim: int = 512, offsets: str = "linear", axial: bool = True, corners: bool = True
+        self,
+        *,
+        num_heads: int,
+        hidden_dim: int = 512,
+        offsets: str = "linear",
+        axial: bool = True,
+        corners: bool = True,
     ):
         super().__init__()
         if offsets not in OFFSETS:

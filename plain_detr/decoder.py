@@ -97,14 +97,14 @@ class Decoder(nn.Module):
             with_bias: False leaves the bias by box out of this layer's logits, and of no other's.
         """
         run = self._run(content, position, reference, groups, memory, memory_position, grid, extent)
-        inputs, _ = list(run)[layer]
+        inputs, _ = run[layer]
         return self.layers[layer].cross_attention_weights(*inputs, with_bias=with_bias)
 
     def _run(self, content, position, reference, groups, memory, memory_position, grid, extent):
-        """Yield every layer's inputs and its prediction."""
+        """Every layer's inputs and its prediction."""
         keys = memory + memory_position.to(memory.dtype)
         padding = grid.key_padding(memory.device)
-        x, undetached = content, reference
+        x, undetached, run = content, reference, []
         for layer, head in zip(self.layers, self.heads):
             pixels = self.coder.to_pixels(reference, extent)
             inputs = (x, position, groups, keys, memory, pixels, grid.hw, grid.stride, padding)
@@ -114,7 +114,8 @@ class Decoder(nn.Module):
                 x = layer(*inputs)
             logits, raw = head(self.final_norm(x))
             boxes = self.coder.decode(undetached, raw, extent)
-            yield inputs, BoxSetPrediction(logits, boxes, raw, undetached)
+            run.append((inputs, BoxSetPrediction(logits, boxes, raw, undetached)))
             updated = boxes if undetached is reference else self.coder.decode(reference, raw, extent)
             reference = updated.detach()
             undetached = updated if self.look_forward_twice and torch.is_grad_enabled() else reference
+        return run

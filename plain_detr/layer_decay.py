@@ -24,6 +24,7 @@ def param_groups(
     *,
     lr: float,
     weight_decay: float,
+    weight_decay_norm: float = 0.0,
     lr_factors: Mapping[str, float] | None = None,
     layer_decay: float = 0.0,
     depths: Sequence[int] | None = None,
@@ -31,11 +32,12 @@ def param_groups(
 ) -> list[dict]:
     """Group the trainable parameters of a detector by learning rate and weight decay.
 
-    No decay on norms, biases, position-bias networks and tables, scales, and embeddings of position and level.
+    Less or no decay on norms, biases, position-bias networks and tables, scales, embeddings of position and level.
 
     Args:
         model: with layer decay, has ``.backbone``.
         lr, weight_decay: of parameters nothing else is said about.
+        weight_decay_norm: decay of norms, biases and the like.
         lr_factors: name prefix -> factor of the learning rate; the longest matching prefix counts. Ignored inside the
             backbone with layer decay.
         layer_decay: 0 is off; else a backbone parameter's rate is ``lr * layer_decay ** depth``, see
@@ -57,7 +59,7 @@ def param_groups(
         if rate is None:
             prefixes = [prefix for prefix in lr_factors or {} if name.startswith(prefix)]
             rate = lr * (lr_factors[max(prefixes, key=len)] if prefixes else 1.0)
-        decay = weight_decay if _decays(name, owner, released_norm_decay) else 0.0
+        decay = weight_decay if _decays(name, owner, released_norm_decay) else weight_decay_norm
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())
@@ -117,6 +119,7 @@ def param_groups_from_cfg(cfg: CfgNode, model: nn.Module) -> list[dict]:
         model,
         lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         lr_factors={"backbone.": cfg.SOLVER.BACKBONE_LR_FACTOR},
         layer_decay=cfg.SOLVER.LAYER_DECAY,
         released_norm_decay=cfg.SOLVER.RELEASED_NORM_DECAY,

@@ -194,7 +194,7 @@ class PlainDETR(nn.Module):
         Raises:
             ValueError: pixels or boxes that are not finite, or classes outside the model's.
         """
-        images = [self._normalized(record) for record in batched_inputs]
+        images = [self.normalized(record["image"], f"{_name(record)}: the image") for record in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
         if self.training:
             targets = self._targets(batched_inputs, sizes)
@@ -251,7 +251,7 @@ class PlainDETR(nn.Module):
         Returns:
             (heads, Q, Hf, Wf), each map sums to 1. Query q is row q of ``predict``'s last prediction.
         """
-        memory = self.encode([self._normalized({"image": image})])
+        memory = self.encode([self.normalized(image)])
         groups = self.groups.sizes(training=False)
         selection = self.proposals(memory.features, memory.grid, sum(groups), all_predictions=False)
         inputs = self._decoder_inputs(memory, selection, groups)
@@ -281,10 +281,14 @@ class PlainDETR(nn.Module):
             return image_grid(sizes, hw, own, stride)
         return nearest_grid(sizes, padded, hw, own, stride)
 
-    def _normalized(self, record: dict) -> Tensor:
-        image = record["image"]
+    def normalized(self, image: Tensor, name: str = "the image") -> Tensor:
+        """(3, h, w) in the images' own unit -> the network's, on its device.
+
+        Raises:
+            ValueError: pixels that are not finite; the message starts with ``name``.
+        """
         if image.is_floating_point() and not torch.jit.is_tracing() and not image.isfinite().all():
-            raise ValueError(f"{_name(record)}: the image has pixels that are not finite")
+            raise ValueError(f"{name} has pixels that are not finite")
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def _targets(self, batched_inputs: list[dict], sizes: list[Size]) -> SetTargets:

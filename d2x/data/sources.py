@@ -16,8 +16,9 @@ def join_sources(cfg: CfgNode) -> None:
     """Register ``DATASETS.TRAIN_SOURCES`` as one training set and each of ``VAL_SOURCES`` as a test set of its own.
 
     A source is the name of a registered data set, a [COCO json, image folder] pair, or a folder of unlabelled images.
-    All get one class list: ``DATASETS.CLASS_NAMES``, or if that is empty the union in order of appearance. Training
-    images carry which of them their source is labelled for. A test set is scored on its own classes alone.
+    All get one class list: ``DATASETS.CLASS_NAMES``, or if that is empty the union in order of appearance (with
+    that of ``DATASETS.TEST``, if no validation sources are given). Training images carry which of them
+    their source is labelled for. A test set is scored on its own classes alone.
 
     Changes ``DATASETS.TRAIN``, ``TEST`` and ``CLASS_NAMES``.
 
@@ -30,7 +31,8 @@ def join_sources(cfg: CfgNode) -> None:
         return
     classes = list(cfg.DATASETS.CLASS_NAMES)
     if not classes:
-        classes = list(dict.fromkeys(kind for name in train + val for kind in _classes(name)))
+        test = [] if val else [name for name in cfg.DATASETS.TEST if name in DatasetCatalog]
+        classes = list(dict.fromkeys(kind for name in train + val + test for kind in _classes(name)))
     if not classes:
         raise ValueError("DATASETS.TRAIN_SOURCES have no labels, so DATASETS.CLASS_NAMES must say the classes")
     if train:

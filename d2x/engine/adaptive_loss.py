@@ -140,8 +140,6 @@ def build_loss_transforms(cfg: CfgNode, model: nn.Module) -> list:
         ]
     if skip.ENABLED:
         return [
-            LossGuard(
-                factor=skip.FACTOR, max_skips=skip.MAX_SKIPS, step_anyway=skip.STEP_ANYWAY, parameters=parameters
-            )
+            LossGuard(factor=skip.FACTOR, max_skips=skip.MAX_SKIPS, step_anyway=skip.STEP_ANYWAY, parameters=parameters)
         ]
     return []

@@ -45,6 +45,9 @@ def load_cfg(config_file: str | None = None, opts: Iterable[str] = ()) -> CfgNod
         except (yaml.YAMLError, ValueError, AssertionError) as error:
             raise ValueError(f"{config_file}: {' '.join(str(error).split())}") from error
     opts = list(opts)
+    flags = [word for word in opts[::2] if str(word).startswith("--")]
+    if flags:
+        raise ValueError(f"{flags[0]} must stand before the first KEY VALUE pair ({opts[0]})")
     if len(opts) % 2:
         raise ValueError(f"overrides must be KEY VALUE pairs, got an odd number of words: {' '.join(opts)}")
     try:

@@ -16,6 +16,7 @@ from torch import nn
 from d2x.data.mapper import make_test_mapper, make_train_mapper
 from d2x.engine.adaptive_loss import build_loss_transforms
 from d2x.engine.checkpoint import Checkpointer
+from d2x.engine.compile_blocks import compile_blocks
 from d2x.engine.optim import build_optimizer
 from d2x.engine.progress import ProgressBar
 from d2x.engine.recipe import get_recipe
@@ -46,9 +47,11 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._averaging = WeightAveraging.from_cfg(cfg, model) if cfg.WEIGHT_AVERAGING.ENABLED else None
+        if cfg.SOLVER.COMPILE:
+            logger.info("compiling %d blocks when they first run", len(compile_blocks(model)))
         model = create_ddp_model(model, broadcast_buffers=False)
         self._trainer = TrainStep(
-            torch.compile(model) if cfg.SOLVER.COMPILE else model,
+            model,
             data_loader,
             optimizer,
             precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "float32",

@@ -177,7 +177,7 @@ def test_moving_average_teacher_follows_starts_late_and_is_saved():
     assert "kd_cls_loss0" not in student(make_batch())
     start = student.head.size.out.bias.detach().clone()
     student.head.size.out.bias.data += 1.0
-    hook.after_step()
+    hook.before_step()
     # the first decay is (1 + 0) / (10 + 0) = 0.1
     assert torch.allclose(student.ema_teacher.model.head.size.out.bias, start + 0.9)
     assert "kd_cls_loss0" in student(make_batch())

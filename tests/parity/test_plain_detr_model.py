@@ -186,3 +186,18 @@ def test_assignments_equal_the_released_ones(name):
             ours = sorted(zip(found.query[mine].tolist(), (found.target[mine] - first[image]).tolist()))
             theirs = zip(wanted[f"{key}.src"].tolist(), (wanted[f"{key}.tgt"] % max(count, 1)).tolist())
             assert ours == sorted(theirs), key
+
+
+@torch.no_grad()
+@parametrize
+def test_in_any_batch_an_image_gives_what_the_released_code_gives_for_it_alone(name):
+    """The setting for released checkpoints: the released valid area, and independence of the batch."""
+    case = load("plain_detr", name)
+    cfg, tolerance = released_config(case.info["options"]), case.info["tolerance"]
+    cfg.MODEL.PLAIN_DETR.BATCH_INDEPENDENT = True
+    model = PlainDETR(cfg)
+    load_official(model, case.state)
+    layers, _ = model.eval().predict(model.encode(images_of(case)), training=False)
+    index, wanted = case.info["options"]["single_index"], case.group("output.single_inference")
+    check("logits", layers[-1].logits[[index]], wanted["pred_logits"], tolerance["output"])
+    check("boxes", layers[-1].boxes[[index]], wanted["pred_boxes"], tolerance["boxes"])

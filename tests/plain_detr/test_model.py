@@ -74,7 +74,7 @@ def test_losses_do_not_depend_on_the_batch(variant):
             sums[name] = sums.get(name, 0) + value.detach() * divisor(name, count)
     for name, value in model(records).items():
         wanted = sums[name] / divisor(name, sum(counts))
-        torch.testing.assert_close(value.detach(), wanted, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+        assert value.item() == pytest.approx(wanted.item(), rel=1e-3, abs=1e-4), name
 
 
 def test_released_behaviour_depends_on_the_batch():
@@ -300,3 +300,29 @@ def test_a_copy_of_the_model_is_the_model():
     model = tiny_model()
     (one,), (other,) = detections(model, [record(64, 64)]), detections(copy.deepcopy(model), [record(64, 64)])
     assert torch.equal(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@parametrize_variants
+def test_attention_weights_are_what_the_layer_uses(variant, norm_first):
+    model = tiny_model(NORM_FIRST=norm_first, **VARIANTS[variant])
+    image = record(70, 90)["image"]
+    for index, layer in enumerate(model.decoder.layers):
+        weights = model.attention_weights(image, layer=index)
+        assert weights.shape == (2, 8, 5, 6)
+        torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(2, 8))
+        # The attention must put out these weights times its values.
+        attention = layer.cross_attention
+        seen = {}
+        handles = [
+            attention.output.register_forward_hook(lambda module, args, out, seen=seen: seen.update(attended=args[0])),
+            attention.value.register_forward_hook(lambda module, args, out, seen=seen: seen.update(values=out)),
+        ]
+        detections(model, [record(70, 90)])
+        for handle in handles:
+            handle.remove()
+        values = seen["values"][0].unflatten(-1, (2, -1)).transpose(0, 1)  # (heads, L, d)
+        attended = (weights.flatten(2) @ values).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(seen["attended"][0], attended, rtol=1e-4, atol=1e-5)
+        without = model.attention_weights(image, layer=index, with_bias=False)
+        assert torch.allclose(without, weights) == (variant == "absolute")

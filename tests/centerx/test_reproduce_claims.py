@@ -1,0 +1,55 @@
+"""The claims tool without its trainings: order, caching keys, table and picture."""
+
+import json
+
+import pytest
+
+from tools import reproduce_claims as tool
+
+
+@pytest.fixture
+def claims(tmp_path):
+    return tool.Claims(tmp_path, "tiny")
+
+
+def test_needed_runs_come_first(claims):
+    assert claims.wanted(["two_teachers"]) == ["teacher_a", "teacher_b", "two_teachers"]
+
+
+def test_a_result_belongs_to_its_settings_and_to_those_of_its_teachers(claims):
+    before = claims.folder("student_kd", 0)
+    claims.runs["teacher"] = tool.Run("teacher", ("SOLVER.BASE_LR", 1.0))
+    assert claims.folder("student_kd", 0) != before
+    assert claims.folder("student_kd", 1) != claims.folder("student_kd", 0)
+
+
+def test_every_row_of_the_tables_is_a_run(claims):
+    assert {name for _, rows in tool.TABLES for name, _ in rows} == set(claims.runs)
+
+
+def write(claims, name, seed, scores, diverged=False):
+    folder = claims.folder(name, seed)
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"seed": seed, "diverged": diverged, "AP": scores}))
+
+
+def test_table_has_mean_spread_and_collapses(claims):
+    for seed, value in ((0, 10.0), (1, 14.0)):
+        write(claims, "student", seed, {"claims_val_1234": value})
+        write(claims, "two_teachers", seed, {"claims_a_val_1": value, "claims_b_val_1": 2 * value})
+        write(claims, "lr_large_plain", seed, {"claims_val_1234": 0.0}, diverged=seed == 0)
+    text = tool.write_table(claims, [0, 1], list(claims.runs)).read_text()
+    assert "| student, small, alone | 12.0 ± 2.8 |  |  | 0 of 2 |" in text
+    assert "| student on A + B, two teachers, no labels |  | 12.0 ± 2.8 | 24.0 ± 5.7 | 0 of 2 |" in text
+    assert "| 25 times the rate, plain loss | 0.0 ± 0.0 |  |  | 2 of 2 |" in text
+    assert "--scale tiny --seeds 0 1" in text
+    tool.draw(claims, [0, 1], claims.output / "claims.png")
+    assert (claims.output / "claims.png").stat().st_size > 1000
+
+
+def test_done_runs_are_not_run_again(claims, monkeypatch):
+    started = []
+    monkeypatch.setattr(claims, "_subprocess", lambda name, seed: started.append((name, seed)))
+    write(claims, "teacher", 0, {"claims_val_1": 5.0})
+    claims.run_all(["student_kd"], [0])
+    assert started == [("student_kd", 0)]

@@ -1,0 +1,44 @@
+"""The optional encoder: windows, and indifference to padding."""
+
+import pytest
+import torch
+
+from plain_detr.encoder import Encoder, _from_windows, _to_windows
+
+
+def build(window, norm_first=False):
+    torch.manual_seed(0)
+    return Encoder(
+        num_layers=2, window=window, norm_first=norm_first, hidden_dim=16, num_heads=2, feedforward_dim=8
+    ).eval()
+
+
+def test_windows_come_back_as_they_were():
+    x = torch.arange(2 * 6 * 9 * 1.0).view(2, 6, 9, 1)
+    windows = _to_windows(x, 3)
+    assert windows.shape == (12, 9, 1)
+    assert windows[1, :, 0].tolist() == [3, 4, 5, 12, 13, 14, 21, 22, 23]
+    assert torch.equal(_from_windows(windows, 2, 6, 3), x)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("window", [0, 3])
+def test_padding_changes_nothing(window, norm_first):
+    encoder = build(window, norm_first)
+    x, position = torch.randn(1, 16, 4, 5), torch.randn(1, 4, 5, 16)
+    alone = encoder(x, position, torch.zeros(1, 4, 5, dtype=torch.bool))
+    padded, padded_position = torch.randn(1, 16, 7, 11), torch.randn(1, 7, 11, 16)
+    padding = torch.ones(1, 7, 11, dtype=torch.bool)
+    padded[..., :4, :5], padded_position[:, :4, :5], padding[:, :4, :5] = x, position, False
+    torch.testing.assert_close(encoder(padded, padded_position, padding)[..., :4, :5], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_sees_its_own_tokens_and_the_shift_carries_on():
+    encoder = build(4)
+    x, position = torch.randn(1, 16, 8, 8, requires_grad=True), torch.zeros(1, 8, 8, 16)
+    padding = torch.zeros(1, 8, 8, dtype=torch.bool)
+    seen = torch.autograd.grad(encoder.layers[0](x.permute(0, 2, 3, 1), position, padding)[0, 1, 1].sum(), x)[0]
+    touched = seen[0].abs().sum(0) > 0
+    assert touched[:4, :4].all() and not touched[4:].any() and not touched[:, 4:].any()
+    both = torch.autograd.grad(encoder(x, position, padding)[0, :, 3, 3].sum(), x)[0]
+    assert (both[0].abs().sum(0) > 0).all()
