@@ -67,10 +67,12 @@ def add_centerx_config(cfg: CN) -> None:
 
     # Augmentation in training, in this order: INPUT.RANDOM_FLIP, zoom out, INPUT.CROP, resize, colour.
     cfg.INPUT.CENTERX = CN()
-    # "shortest_edge": by INPUT.MIN_SIZE_* and MAX_SIZE_*; "fixed": to SIZE, aspect ratio not kept; "center_affine":
-    # random zoom and shift into SIZE in training, the largest size that fits into SIZE in evaluation; "none".
+    # "shortest_edge": by INPUT.MIN_SIZE_* and MAX_SIZE_*; "fixed": to SIZE, aspect ratio not kept; "fit": the
+    # largest size that fits into SIZE; "center_affine": random zoom and shift into SIZE, in evaluation "fit"; "none".
     cfg.INPUT.CENTERX.RESIZE = "shortest_edge"
-    cfg.INPUT.CENTERX.SIZE = (512, 512)  # (height, width) in pixels, of "fixed" and "center_affine"
+    cfg.INPUT.CENTERX.SIZE = (512, 512)  # (height, width) in pixels, of "fixed", "fit" and "center_affine"
+    cfg.INPUT.CENTERX.FIT_ROUNDING = "nearest"  # of the sides with "fit"; "down", as the released inference
+    cfg.INPUT.CENTERX.FIT_RESAMPLING = "bilinear"  # or "opencv_bilinear" (released inference), "opencv_area" (export)
     cfg.INPUT.CENTERX.AFFINE_SCALE = (0.6, 1.4)  # window over the smallest that holds the image; above 1: zoom out
     cfg.INPUT.CENTERX.AFFINE_BORDER = 128  # pixels of the image that the window's centre keeps from its edges
     cfg.INPUT.CENTERX.CROP_AROUND_OBJECT = False  # INPUT.CROP keeps the centre of at least one object inside

@@ -29,18 +29,33 @@ def keep_peaks(heatmap: Tensor) -> Tensor:
     return torch.where(F.max_pool2d(heatmap, 3, stride=1, padding=1) == heatmap, heatmap, 0.0)
 
 
+def keep_peaks_without_equality(heatmap: Tensor) -> Tensor:
+    """``keep_peaks`` from layers that every runtime has: max-pool, subtract, add, ReLU, multiply. float32 only.
+
+    A cell is multiplied by ``relu(heatmap - maximum + 1e-9) * 1e9``, which is 1 at a peak and 0 elsewhere. Only scores
+    below 1/64 lie so close together that a neighbour of a peak keeps a part of its value.
+    """
+    maximum = F.max_pool2d(heatmap, 3, stride=1, padding=1)
+    return heatmap * (F.relu(heatmap - maximum + 1e-9) * 1e9)
+
+
 def decode(heatmap: Tensor, size: Tensor, offset: Tensor | None, max_detections: int) -> CenterDetections:
-    """Turn heads into boxes (CenterNet, section 4).
+    """Turn heads into boxes (CenterNet, section 4): the best peaks of the heatmap, see ``read_best_cells``."""
+    return read_best_cells(keep_peaks(heatmap), size, offset, max_detections)
+
+
+def read_best_cells(heatmap: Tensor, size: Tensor, offset: Tensor | None, count: int) -> CenterDetections:
+    """The boxes at the highest values of a heatmap that is zero everywhere but at peaks.
 
     Args:
         heatmap: (N, K, Hf, Wf) after the sigmoid.
         size: (N, 2, Hf, Wf) or, per class, (N, 2 K, Hf, Wf); cells.
         offset: (N, 2, Hf, Wf) cells; None puts every centre in the middle of its cell.
-        max_detections: k per image over all classes; fewer when the map has fewer entries.
+        count: k per image over all classes; fewer when the map has fewer entries.
     """
     height, width = heatmap.shape[2:]
-    peaks = keep_peaks(heatmap).flatten(1)
-    scores, index = peaks.topk(min(max_detections, peaks.shape[1]))
+    flat = heatmap.flatten(1)
+    scores, index = flat.topk(min(count, flat.shape[1]))
     index, by_place = index.sort()
     scores, by_score = scores.gather(1, by_place).sort(descending=True, stable=True)
     index = index.gather(1, by_score)

@@ -7,6 +7,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
 from centerx.config import add_centerx_config as add_config
+from centerx.resize import FitInto
 from centerx.student import DistillationHook, Student
 from d2x.data.augment import BoxCentreCrop, CenterAffine, StrongColour, ZoomOut
 from d2x.engine.backbone_weights import LoadBackboneWeights
@@ -21,7 +22,7 @@ __all__ = [
     "train_augmentations",
 ]
 
-RESIZES = ("shortest_edge", "fixed", "center_affine", "none")
+RESIZES = ("shortest_edge", "fixed", "fit", "center_affine", "none")
 
 
 def num_classes(cfg: CfgNode) -> int:
@@ -70,8 +71,8 @@ def test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     node = cfg.INPUT.CENTERX
     if _resize(cfg) == "fixed":
         return [T.Resize(node.SIZE)]
-    if node.RESIZE == "center_affine":
-        return [T.ResizeShortestEdge([min(node.SIZE)] * 2, max(node.SIZE))]
+    if node.RESIZE in ("fit", "center_affine"):
+        return [_fit(cfg)]
     if node.RESIZE == "none" or not cfg.INPUT.MIN_SIZE_TEST:
         return []
     return [T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)]
@@ -118,10 +119,17 @@ def _resize(cfg: CfgNode) -> str:
     return cfg.INPUT.CENTERX.RESIZE
 
 
+def _fit(cfg: CfgNode) -> FitInto:
+    node = cfg.INPUT.CENTERX
+    return FitInto(node.SIZE, rounding=node.FIT_ROUNDING, interpolation=node.FIT_RESAMPLING)
+
+
 def _train_resize(cfg: CfgNode) -> list[T.Augmentation]:
     node, kind = cfg.INPUT.CENTERX, _resize(cfg)
     if kind == "fixed":
         return [T.Resize(node.SIZE)]
+    if kind == "fit":
+        return [_fit(cfg)]
     if kind == "center_affine":
         return [
             CenterAffine(node.SIZE, scale_range=node.AFFINE_SCALE, border=node.AFFINE_BORDER, fill=cfg.MODEL.PIXEL_MEAN)

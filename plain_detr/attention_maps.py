@@ -86,7 +86,8 @@ def draw_attention(image: np.ndarray, attention: Tensor, box: Tensor, *, stride:
     # A cell's value belongs to its centre, so the map is stretched by the stride and cut, never squeezed to the image.
     heat = cv2.resize(heat, None, fx=stride, fy=stride, interpolation=cv2.INTER_LINEAR)[:height, :width]
     colours = cv2.applyColorMap((255 * heat).round().astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
-    mixed = (1 - OPACITY) * image + OPACITY * colours
+    grey = image.mean(-1, keepdims=True)  # the colours are the map's alone
+    mixed = (1 - OPACITY) * grey + OPACITY * colours
     return draw_box(mixed.round().astype(np.uint8), box, scale=scale)
 
 

@@ -1,13 +1,16 @@
 """Pre-trained weights for a backbone from a local file of any common origin, with a report of what went where.
 
-Known origins: SimMIM and supervised Swin V1 / V2 files, MAE (plain ViT), DINOv3 and other timm ViTs, torchvision and
-timm ResNets, and a detector checkpoint of this project (its ``backbone.`` part).
+Known origins: SimMIM and supervised Swin V1 / V2 files (the authors', timm's or torchvision's), MAE (plain ViT), DINOv3
+and other timm ViTs, torchvision and timm ResNets, and a detector checkpoint of this project (its ``backbone.`` part).
 """
 
+import argparse
 import logging
 import math
+import os
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,7 +26,6 @@ from torch import Tensor, nn
 from d2x.engine.checkpoint import read_checkpoint
 from plain_detr.swin_v2 import SwinV2
 from plain_detr.timm_vit import TimmViT
-from plain_detr.vit import PlainViT
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +68,9 @@ def load_backbone_weights(backbone: nn.Module, path: str) -> LoadReport:
     """Load a weight file into a backbone, in place, and log the report.
 
     Args:
-        backbone: :class:`SwinV2`, Swin V1, :class:`PlainViT`, :class:`TimmViT`, detectron2's ResNet, or any module
+        backbone: :class:`SwinV2`, Swin V1, plain ViT, :class:`TimmViT`, detectron2's ResNet, or any module
             whose own names are in the file.
-        path: ``.pth`` / ``.pt`` / ``.bin`` (tensors only, no pickled code) or ``.safetensors``.
+        path: ``.pth`` / ``.pt`` / ``.bin`` (tensors and plain values only, no pickled code) or ``.safetensors``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -76,14 +78,14 @@ def load_backbone_weights(backbone: nn.Module, path: str) -> LoadReport:
             no interpolation explains; names the file.
     """
     source = _tensors(path)
-    converted = _converter(backbone)(source, backbone)
     wanted = backbone.state_dict()
-    usable = {name: value for name, value in converted.items() if name in wanted}
-    if not usable:
+    named = {name: value for name, value in _renaming(backbone)(source, backbone).items() if name in wanted}
+    if not named:
         raise ValueError(
             f"{path}: nothing in this file belongs to {type(backbone).__name__}: it holds"
             f" '{next(iter(source), 'nothing')}' and so on, the backbone has '{next(iter(wanted))}' and so on"
         )
+    usable = {name: _fit(name, value, wanted[name]) for name, value in named.items()}
     for name, value in usable.items():
         if value.shape != wanted[name].shape:
             raise ValueError(
@@ -91,7 +93,7 @@ def load_backbone_weights(backbone: nn.Module, path: str) -> LoadReport:
                 f" {tuple(wanted[name].shape)}: weights of another size of this backbone"
             )
     backbone.load_state_dict(usable, strict=False)
-    report = _report(path, source, usable, wanted)
+    report = _report(path, source, named, usable, wanted)
     logger.info("Backbone weights: %s", report)
     return report
 
@@ -120,7 +122,13 @@ def weight_hooks(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
 
 def _tensors(path: str) -> dict[str, Tensor]:
     """Every tensor of the file's state dict, without the prefix that wrappers add to all names."""
-    state = read_checkpoint(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"MODEL.BACKBONE.WEIGHTS: file not found: {path}")
+    # Pre-training codes keep their settings beside the weights, which are plain data: SimMIM's a yacs node (read as a
+    # dictionary, which it is), others a command line.
+    settings = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
+    with torch.serialization.safe_globals(settings):
+        state = read_checkpoint(path)
     for key in ("state_dict", "model", "teacher"):
         if isinstance(state.get(key), dict):
             state = state[key]
@@ -133,14 +141,22 @@ def _tensors(path: str) -> dict[str, Tensor]:
     return state
 
 
-def _report(path: str, source: dict[str, Tensor], usable: dict[str, Tensor], wanted: dict[str, Tensor]) -> LoadReport:
-    # A converter hands on the very tensors it does not change, so identity tells where each came from.
+def _report(
+    path: str,
+    source: dict[str, Tensor],
+    named: dict[str, Tensor],
+    usable: dict[str, Tensor],
+    wanted: dict[str, Tensor],
+) -> LoadReport:
+    # Renaming hands on the very tensors it gets, or parts (views) of them, so identity tells where each came from.
     origin = {id(value): name for name, value in source.items()}
     report, used = LoadReport(path), set()
     for name, value in usable.items():
-        theirs = origin.get(id(value))
-        if theirs is None:
+        theirs = origin.get(id(named[name])) or origin.get(id(named[name]._base))
+        changed = theirs is None or value is not named[name]
+        if theirs is None:  # changed by timm's own filter
             theirs = _nearest(name, source)
+        if changed:
             before = tuple(source[theirs].shape) if theirs else "several"
             report.interpolated[name] = f"{before} -> {tuple(value.shape)}"
         elif theirs == name:
@@ -149,7 +165,7 @@ def _report(path: str, source: dict[str, Tensor], usable: dict[str, Tensor], wan
             report.renamed[name] = theirs
         used.add(theirs)
     report.left_out = [name for name in source if name not in used]
-    report.missing = [name for name in wanted if name not in usable]
+    report.missing = [name for name in wanted if name not in usable and not name.endswith(_DERIVED)]
     return report
 
 
@@ -158,64 +174,77 @@ def _nearest(name: str, source: dict[str, Tensor]) -> str | None:
     return next((theirs for theirs in source if theirs.endswith(name) or name.endswith(theirs)), None)
 
 
-def _converter(backbone: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
+def _fit(name: str, value: Tensor, wanted: Tensor) -> Tensor:
+    """Resize what depends on the window or image of pre-training; anything else as it is.
+
+    Bias tables and position embeddings bicubic, ViTDet's relative positions linear.
+    """
+    if value.shape == wanted.shape or value.ndim != wanted.ndim:
+        return value
+    if name.endswith("relative_position_bias_table") and value.shape[1:] == wanted.shape[1:]:
+        side = (math.isqrt(len(wanted)) + 1) // 2
+        return resize_rel_pos_bias_table(value, (side, side), tuple(wanted.shape))
+    if name.endswith("pos_embed") and value.shape[-1] == wanted.shape[-1]:
+        theirs, ours = (size - math.isqrt(size) ** 2 for size in (value.shape[1], wanted.shape[1]))
+        side = math.isqrt(wanted.shape[1])
+        value = resample_abs_pos_embed(value, [side, side], num_prefix_tokens=theirs)
+        # Entries of the class token: the model drops ours unread, so a file without them may give zeros.
+        return torch.cat([value.new_zeros(1, max(ours - theirs, 0), value.shape[-1]), value], dim=1)
+    if "rel_pos_" in name and value.shape[1:] == wanted.shape[1:]:
+        return F.interpolate(value.T[None], size=len(wanted), mode="linear")[0].T
+    return value
+
+
+def _renaming(backbone: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
     by_type = {
-        SwinV2: _from_swin_v2,
-        SwinTransformer: _from_swin_v1,
-        PlainViT: _from_mae,
+        SwinV2: _from_swin,
+        SwinTransformer: _from_swin,
         TimmViT: _from_timm_vit,
         ResNet: _from_torchvision,
     }
-    return next((convert for kind, convert in by_type.items() if isinstance(backbone, kind)), _same_names)
+    return next((rename for kind, rename in by_type.items() if isinstance(backbone, kind)), _same_names)
 
 
 def _same_names(source: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    return source
+    """MAE's encoder and supervised ViTs in timm's form; torchvision's networks in torchvision's form."""
+    return {name: value for name, value in source.items() if not name.endswith(_DERIVED)}
 
 
-def _from_swin_v2(source: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """SimMIM (``encoder.*``, ``rpe_mlp``) or supervised; the classifier's last ``norm`` is no output norm of ours."""
-    return {
-        name.replace("rpe_mlp", "cpb_mlp"): value
-        for name, value in _encoder_part(source).items()
-        if not name.endswith(_DERIVED)
-    }
+# torchvision numbers patch embedding, stages and mergings through as features.0 to features.7.
+_TORCHVISION_SWIN: tuple[tuple[str, str | Callable], ...] = (
+    (r"^features\.0\.0\.", "patch_embed.proj."),
+    (r"^features\.0\.2\.", "patch_embed.norm."),
+    (r"^features\.([246])\.", lambda match: f"layers.{int(match[1]) // 2 - 1}.downsample."),
+    (r"^features\.([1357])\.(\d+)\.", lambda match: f"layers.{int(match[1]) // 2}.blocks.{match[2]}."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.3\.", ".mlp.fc2."),
+)
 
 
-def _from_swin_v1(source: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Supervised or SimMIM; bias tables of another window are resized (bicubic)."""
-    wanted, converted = backbone.state_dict(), {}
-    for name, value in _encoder_part(source).items():
+def _from_swin(source: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """Swin V1 or V2: SimMIM (``encoder.*``, ``rpe_mlp``), supervised in its authors', timm's or torchvision's form.
+
+    The classifier's last ``norm`` is no output norm of ours.
+    """
+    source = {n.removeprefix("encoder."): v for n, v in source.items() if n.startswith("encoder.")} or source
+    # timm counts patch merging to the stage after it, all others to the one before.
+    shifted = any(name.startswith("layers.1.downsample.") for name in source)
+    shifted = shifted and not any(name.startswith("layers.0.downsample.") for name in source)
+    renamed = {}
+    for name, value in source.items():
         if name.endswith(_DERIVED):
             continue
-        if name.endswith("relative_position_bias_table") and name in wanted and value.shape != wanted[name].shape:
-            if value.shape[1:] == wanted[name].shape[1:]:
-                side = (math.isqrt(wanted[name].shape[0]) + 1) // 2
-                value = resize_rel_pos_bias_table(value, (side, side), tuple(wanted[name].shape))
-        converted[name] = value
-    return converted
-
-
-def _encoder_part(source: dict[str, Tensor]) -> dict[str, Tensor]:
-    inside = {n.removeprefix("encoder."): value for n, value in source.items() if n.startswith("encoder.")}
-    return inside or source
-
-
-def _from_mae(source: dict[str, Tensor], backbone: PlainViT) -> dict[str, Tensor]:
-    """MAE's encoder, or a supervised ViT; the position embedding is resized (bicubic), relative positions linearly."""
-    wanted, converted = backbone.state_dict(), {}
-    for name, value in source.items():
-        if name in wanted and value.shape != wanted[name].shape:
-            if name == "pos_embed" and value.shape[-1] == wanted[name].shape[-1]:
-                side = math.isqrt(wanted[name].shape[1] - 1)
-                prefix = value.shape[1] - math.isqrt(value.shape[1]) ** 2
-                value = resample_abs_pos_embed(value, [side, side], num_prefix_tokens=prefix)
-                if not prefix:  # the model drops the class token's entry unread
-                    value = torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)
-            elif "rel_pos_" in name and value.shape[1:] == wanted[name].shape[1:]:
-                value = F.interpolate(value.T[None], size=len(wanted[name]), mode="linear")[0].T
-        converted[name] = value
-    return converted
+        name = _replaced(name, _TORCHVISION_SWIN).replace("rpe_mlp", "cpb_mlp")
+        if shifted:
+            name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", name)
+        if isinstance(backbone, SwinV2) and name.endswith("attn.qkv.bias"):
+            # One bias for query, key and value; that of the key is zero.
+            query, _, part = value.chunk(3)
+            renamed[name.replace("qkv.bias", "q_bias")] = query
+            renamed[name.replace("qkv.bias", "v_bias")] = part
+            continue
+        renamed[name] = value
+    return renamed
 
 
 def _from_timm_vit(source: dict[str, Tensor], backbone: TimmViT) -> dict[str, Tensor]:
@@ -227,7 +256,7 @@ def _from_timm_vit(source: dict[str, Tensor], backbone: TimmViT) -> dict[str, Te
     return {f"model.{name}": value for name, value in converted.items()}
 
 
-_TORCHVISION = (
+_TORCHVISION_RESNET: tuple[tuple[str, str | Callable], ...] = (
     (r"^(conv1|bn1)\.", r"stem.\1."),
     (r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}."),
     (r"\bbn(\d)\.", r"conv\1.norm."),
@@ -238,10 +267,12 @@ _TORCHVISION = (
 
 def _from_torchvision(source: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
     """torchvision's or timm's ResNet names to detectron2's."""
-    converted = {}
-    for name, value in source.items():
-        if not name.endswith(_DERIVED):
-            for pattern, replacement in _TORCHVISION:
-                name = re.sub(pattern, replacement, name)
-            converted[name] = value
-    return converted
+    return {
+        _replaced(name, _TORCHVISION_RESNET): value for name, value in source.items() if not name.endswith(_DERIVED)
+    }
+
+
+def _replaced(name: str, rules: tuple[tuple[str, str | Callable], ...]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name

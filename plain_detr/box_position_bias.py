@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-# Numbers in the hidden layer above which training computes it again in the backward pass, in pieces of this size.
+# Numbers of the hidden layer held at a time: what is little for a GPU, and what stays in the cache of a CPU.
 HIDDEN_NUMBERS = 1 << 23
+HIDDEN_NUMBERS_CPU = 1 << 18
 
 
 class AttentionBias(NamedTuple):
@@ -106,13 +106,43 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 def _apply(mlp: nn.Sequential, offsets: Tensor) -> Tensor:
     """(N, Q, cells, inputs) -> (N, heads, Q, cells), with a bound on the memory of the hidden layer."""
-    hidden = mlp[0].out_features
-    numbers = offsets.shape[0] * offsets.shape[1] * offsets.shape[2] * hidden
-    if numbers <= HIDDEN_NUMBERS or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return mlp(offsets).permute(0, 3, 1, 2)
-    parts = offsets.chunk(-(-numbers // HIDDEN_NUMBERS), dim=1)
-    if torch.is_grad_enabled():
-        parts = [checkpoint(mlp, part, use_reentrant=False) for part in parts]
-    else:
-        parts = [mlp(part) for part in parts]
-    return torch.cat(parts, dim=1).permute(0, 3, 1, 2)
+    first, _, last = mlp
+    limit = HIDDEN_NUMBERS if offsets.is_cuda else HIDDEN_NUMBERS_CPU
+    rows = max(1, limit // first.out_features)
+    out = _PiecewiseMLP.apply(offsets.flatten(0, 2), first.weight, first.bias, last.weight, rows)
+    return out.unflatten(0, offsets.shape[:3]).permute(0, 3, 1, 2)
+
+
+class _PiecewiseMLP(torch.autograd.Function):
+    """Linear, ReLU, linear without bias, some rows at a time. The hidden layer is computed again for the gradients."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, out_weight, rows):
+        ctx.save_for_backward(x, weight, bias, out_weight)
+        ctx.rows = rows
+        out = x.new_empty(len(x), len(out_weight))
+        for part in _parts(len(x), rows):
+            out[part] = torch.addmm(bias, x[part], weight.t()).relu_() @ out_weight.t()
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, bias, out_weight = ctx.saved_tensors
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_weight, grad_bias, grad_out_weight = (torch.zeros_like(one) for one in (weight.t(), bias, out_weight))
+        for part in _parts(len(x), ctx.rows):
+            hidden = torch.addmm(bias, x[part], weight.t()).relu_()
+            grad_out_weight.addmm_(grad[part].t(), hidden)
+            grad_hidden = (grad[part] @ out_weight).mul_(hidden.sign_())
+            grad_weight.addmm_(x[part].t(), grad_hidden)
+            grad_bias += grad_hidden.sum(0)
+            if grad_x is not None:
+                grad_x[part] = grad_hidden @ weight
+        return grad_x, grad_weight.t(), grad_bias, grad_out_weight, None
+
+
+def _parts(count: int, rows: int) -> list[slice]:
+    return [slice(start, start + rows) for start in range(0, count, rows)]

@@ -26,6 +26,7 @@ from plain_detr.predictions import BoxSetPrediction, SetTargets
 from plain_detr.proposals import Proposals, ProposalSelection
 from plain_detr.queries import QueryInitializer
 from plain_detr.rescale import rescale
+from plain_detr.variant import remember_variant
 
 # Iterations between two entries of the error rates in the log: they cost a wait for the device.
 LOG_PERIOD = 20
@@ -83,6 +84,7 @@ class PlainDETR(nn.Module):
         topk: detections an image.
         pixel_mean, pixel_std: per channel, in the images' own unit (0-255) and channel order.
         batch_independent, valid_area: see ``plain_detr.padding``.
+        variant: settings that the weights depend on, see ``plain_detr.variant``.
     """
 
     @configurable
@@ -108,6 +110,7 @@ class PlainDETR(nn.Module):
         pixel_std: tuple[float, ...],
         batch_independent: bool = True,
         valid_area: str = "image",
+        variant: dict[str, str] | None = None,
     ):
         super().__init__()
         if valid_area not in ("image", "nearest"):
@@ -122,6 +125,7 @@ class PlainDETR(nn.Module):
         self.batch_independent, self.valid_area = batch_independent, valid_area
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        remember_variant(self, variant or {})
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -173,6 +177,7 @@ class PlainDETR(nn.Module):
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
             "batch_independent": node.BATCH_INDEPENDENT,
             "valid_area": node.VALID_AREA,
+            "variant": _variant(node),
         }
 
     @property
@@ -328,6 +333,20 @@ def _choice(key: str, choices: dict, value: str):
     if value not in choices:
         raise ValueError(f"MODEL.PLAIN_DETR.{key} must be one of {', '.join(choices)}, got '{value}'")
     return choices[value]
+
+
+def _variant(node: CfgNode) -> dict[str, str]:
+    settings = {
+        "BOX_CODER": node.BOX_CODER,
+        "POSITION_ENCODING": node.POSITION_ENCODING,
+        "NORM_FIRST": node.NORM_FIRST,
+        "FEATURE_STRIDE": node.FEATURE_STRIDE,
+        "PROPOSALS.STRIDES": list(node.PROPOSALS.STRIDES),
+        "BOX_RPB.KIND": node.BOX_RPB.KIND,
+    }
+    if node.BOX_RPB.KIND != "none":
+        settings |= {"BOX_RPB.OFFSETS": node.BOX_RPB.OFFSETS, "BOX_RPB.CORNERS": node.BOX_RPB.CORNERS}
+    return {key: str(value) for key, value in settings.items()}
 
 
 def _encoder(node: CfgNode) -> Encoder | None:

@@ -21,6 +21,6 @@ def test_plain_detr_trains_with_adaptive_losses(tmp_path):
     (adaptive,) = trainer._trainer.loss_transforms
     losses = {name: value for name, (value, _) in trainer.storage.latest().items() if name.startswith("loss_")}
     # a batch may be without objects, and its box losses zero
-    assert "loss_class" in adaptive.weights and set(adaptive.weights) | set(adaptive.left_out) == set(losses)
+    assert "loss_class_d0" in adaptive.weights and set(adaptive.weights) | set(adaptive.left_out) == set(losses)
     for name, weight in adaptive.weights.items():
         assert weight * losses[name] == pytest.approx(1.0 if name.startswith("loss_class") else 0.5, rel=1e-4)

@@ -16,10 +16,10 @@ from tests.parity.golden import cases, load
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "PlainDETR" / "configs"
 RELEASED = {
-    "swinv2_small_mim_pt_boxrpe_reparam": "swinv2_s_mim_boxrpb_delta_12ep.yaml",
-    "swinv2_small_mim_pt_boxrpe": "swinv2_s_mim_boxrpb_12ep.yaml",
-    "swinv2_small_sup_pt_boxrpe": "swinv2_s_sup_boxrpb_12ep.yaml",
-    "swinv2_small_sup_pt_ape": "swinv2_s_sup_ape_12ep.yaml",
+    "swinv2_small_mim_pt_boxrpe_reparam": "released/swinv2_s_mim_boxrpb_delta.yaml",
+    "swinv2_small_mim_pt_boxrpe": "released/swinv2_s_mim_boxrpb.yaml",
+    "swinv2_small_sup_pt_boxrpe": "released/swinv2_s_sup_boxrpb.yaml",
+    "swinv2_small_sup_pt_ape": "released/swinv2_s_sup_ape.yaml",
 }
 # Blocks per stage by the size word in the official backbone name.
 DEPTHS = {"tiny": (2, 2, 6, 2), "small": (2, 2, 18, 2), "base": (2, 2, 18, 2), "large": (2, 2, 18, 2)}
@@ -84,8 +84,7 @@ def test_rate_and_decay_of_every_parameter(case, key):
     released = re.match(r"released_config_(.*)", key)
     if released:
         # The config's own numbers count here, so this pins the config as well.
-        opts = ["SOLVER.RELEASED_NORM_DECAY", "True", "MODEL.PLAIN_DETR.NUM_CLASSES", "91"]
-        cfg = load_cfg(str(CONFIGS / RELEASED[released[1]]), opts)
+        cfg = load_cfg(str(CONFIGS / RELEASED[released[1]]), ["MODEL.PLAIN_DETR.NUM_CLASSES", "91"])
         model = build(cfg)
         groups = param_groups_from_cfg(cfg, model)
     else:

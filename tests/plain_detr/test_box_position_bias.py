@@ -41,8 +41,8 @@ def test_equals_four_loops(kind, axial, corners, monkeypatch):
     boxes = torch.rand(2, 4, 4) * 60
     module = BoxRPB(num_heads=3, hidden_dim=8, offsets=kind, axial=axial, corners=corners)
     wanted = four_loops(module, boxes, hw, stride, kind, axial, corners)
-    for limit in (1 << 30, 50):  # in one piece, and in pieces computed again in the backward pass
-        monkeypatch.setattr(box_position_bias, "HIDDEN_NUMBERS", limit)
+    for limit in (1 << 30, 50):  # in one piece, and in pieces
+        monkeypatch.setattr(box_position_bias, "HIDDEN_NUMBERS_CPU", limit)
         bias = module(boxes, hw, stride)
         full = bias.full if bias.full is not None else (bias.y[..., :, None] + bias.x[..., None, :]).flatten(-2)
         torch.testing.assert_close(full, wanted, rtol=1e-4, atol=1e-5)
@@ -76,3 +76,21 @@ def test_stays_float32_under_autocast():
 def test_unknown_offsets():
     with pytest.raises(ValueError, match="linear, abs_log8"):
         BoxRPB(num_heads=2, offsets="log")
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_gradients_equal_those_of_the_plain_layers(pieces, monkeypatch):
+    module = BoxRPB(num_heads=3, hidden_dim=8)
+    monkeypatch.setattr(box_position_bias, "HIDDEN_NUMBERS_CPU", 1 + 8 * 2 * 4 * 5 // pieces)
+    results = []
+    for plain in (True, False):
+        boxes = torch.linspace(1, 60, 32).view(2, 4, 4).requires_grad_()
+        module.zero_grad()
+        with monkeypatch.context() as patch:
+            if plain:
+                patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            bias = module(boxes, (3, 5), 16)
+        (bias.x.square().sum() + bias.y.square().sum()).backward()
+        results.append([bias.x, bias.y, boxes.grad, *(parameter.grad for parameter in module.parameters())])
+    for one, other in zip(*results):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-3)

@@ -1,0 +1,78 @@
+"""The largest size that fits into a rectangle, at the image's own proportions."""
+
+import cv2
+import numpy as np
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import Transform
+from PIL import Image
+
+INTERPOLATIONS = ("bilinear", "opencv_bilinear", "opencv_area")
+ROUNDINGS = ("nearest", "down")
+
+
+class FitInto(T.Augmentation):
+    """Resize to the largest size that fits into ``size``, up or down; the network pads the rest.
+
+    Args:
+        size: (height, width) px; (s, s) bounds the longer side.
+        rounding: of the resulting sides: "nearest", or "down" as in the released inference code, whose longer side can
+            come out one pixel short (510.99999 is 510).
+        interpolation: "bilinear" (Pillow, anti-aliased, as detectron2 resizes), or as the released inference
+            ("opencv_bilinear") and deployment ("opencv_area") code.
+
+    Raises:
+        ValueError: an option is not one of those listed.
+    """
+
+    def __init__(self, size: tuple[int, int], *, rounding: str = "nearest", interpolation: str = "bilinear"):
+        super().__init__()
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"INPUT.CENTERX.FIT_ROUNDING '{rounding}' is not one of {', '.join(ROUNDINGS)}")
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"INPUT.CENTERX.FIT_RESAMPLING '{interpolation}' is not one of {', '.join(INTERPOLATIONS)}"
+            )
+        self.size, self.rounding, self.interpolation = tuple(size), rounding, interpolation
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        height, width = image.shape[:2]
+        new = fitted_size((height, width), self.size, self.rounding)
+        if self.interpolation == "bilinear":
+            return T.ResizeTransform(height, width, *new, Image.Resampling.BILINEAR)
+        return OpenCVResize((height, width), new, area=self.interpolation == "opencv_area")
+
+
+class OpenCVResize(Transform):
+    """OpenCV's resize of an image, without anti-aliasing unless ``area``.
+
+    Args:
+        old, new: (height, width) px.
+        area: average over source pixels instead of bilinear.
+    """
+
+    def __init__(self, old: tuple[int, int], new: tuple[int, int], *, area: bool = False):
+        super().__init__()
+        self.old, self.new, self.area = old, new, area
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        how = cv2.INTER_AREA if self.area else cv2.INTER_LINEAR
+        out = cv2.resize(img, self.new[::-1], interpolation=how)
+        return out if out.ndim == img.ndim else out[..., None]
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return cv2.resize(segmentation, self.new[::-1], interpolation=cv2.INTER_NEAREST)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return coords * np.array([self.new[1] / self.old[1], self.new[0] / self.old[0]])
+
+    def inverse(self) -> "OpenCVResize":
+        return OpenCVResize(self.new, self.old, area=self.area)
+
+
+def fitted_size(old: tuple[int, int], bounds: tuple[int, int], rounding: str = "nearest") -> tuple[int, int]:
+    """(height, width) of an image of size ``old`` after fitting it into ``bounds``; at least one pixel each."""
+    ratio = min(bounds[0] / old[0], bounds[1] / old[1])
+    # round to nearest, halves up: int() alone takes 511.99999 for 511
+    half = 0.5 if rounding == "nearest" else 0.0
+    height, width = (max(1, int(side * ratio + half)) for side in old)
+    return height, width
