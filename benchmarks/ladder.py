@@ -21,8 +21,11 @@ from typing import NamedTuple
 import matplotlib
 from tqdm import tqdm
 
+import centerx  # noqa: F401  (a config may hold the keys of every detector)
+import plain_detr  # noqa: F401
 from d2x.engine.checkpoint import atomic_write
 from d2x.engine.errors import one_line_errors
+from d2x.engine.load_cfg import load_cfg
 from d2x.report.curves import read_metrics
 
 matplotlib.use("Agg")
@@ -32,11 +35,15 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "projects/PlainDETR/configs/quickstart.yaml"
 METRICS = ("AP", "AP50", "AP75")
 
-# Boxes over the image's size: the coder, its code of positions, the anchors' side, and the weight of its L1.
+ANCHOR_SIZE = "MODEL.PLAIN_DETR.PROPOSALS.ANCHOR_SIZE"
+# Mean side in pixels of the embedded data set's images: turns the base config's anchors into fractions of an image.
+IMAGE_SIDE = 128
+
+# Boxes over the image's size: the coder, its code of positions, and the weight of its L1. The anchors' side is added
+# in ``overrides``.
 _NORMALISED = {
     "MODEL.PLAIN_DETR.BOX_CODER": "sigmoid",
     "MODEL.PLAIN_DETR.POSITION_ENCODING": "sine",
-    "MODEL.PLAIN_DETR.PROPOSALS.ANCHOR_SIZE": "0.0",
     "MODEL.PLAIN_DETR.LOSS.BOX_WEIGHT": "5.0",
     "MODEL.PLAIN_DETR.MATCHER.BOX_COST": "5.0",
 }
@@ -58,6 +65,15 @@ RUNGS = {
         {"MODEL.PLAIN_DETR.BOX_RPB.KIND": "axial", "MODEL.PLAIN_DETR.BOX_CODER": "delta"},
     ),
 }
+
+
+def overrides(rung: str, config_file: str, base: dict[str, str]) -> dict[str, str]:
+    """All keys of a run over those of the config file; the rung's own win, nothing may turn one rung into another."""
+    cfg = load_cfg(config_file, [word for pair in base.items() for word in pair])
+    own = dict(RUNGS[rung].overrides)
+    if own["MODEL.PLAIN_DETR.BOX_CODER"] == "sigmoid":
+        own[ANCHOR_SIZE] = str(cfg.MODEL.PLAIN_DETR.PROPOSALS.ANCHOR_SIZE / IMAGE_SIDE)
+    return {**base, **own}
 
 
 class Result(NamedTuple):
@@ -107,8 +123,7 @@ def run(rung: str, seed: int, args: argparse.Namespace) -> Result:
     """
     folder = Path(args.output) / f"{rung}_seed{seed}"
     base = dict(zip(args.set[::2], args.set[1::2]))
-    # The rung's own keys come last: nothing may turn one rung into another.
-    keys = {**base, **RUNGS[rung].overrides, "SEED": str(seed), "OUTPUT_DIR": str(folder)}
+    keys = {**overrides(rung, args.config_file, base), "SEED": str(seed)}
     settings = {"config": Path(args.config_file).read_text(encoding="utf-8"), "overrides": keys}
     note = folder / "ladder_settings.json"
     if note.exists():
@@ -119,18 +134,19 @@ def run(rung: str, seed: int, args: argparse.Namespace) -> Result:
         with atomic_write(str(note)) as file:
             file.write(json.dumps(settings, indent=1).encode())
     if not (folder / "model_final.pth").exists():
+        keys["OUTPUT_DIR"] = str(folder)
         _train(folder, [word for pair in keys.items() for word in pair], args)
     return read_result(folder, rung, seed)
 
 
-def _train(folder: Path, overrides: Sequence[str], args: argparse.Namespace) -> None:
+def _train(folder: Path, words: Sequence[str], args: argparse.Namespace) -> None:
     command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", args.config_file, "--resume"]
     environment = dict(os.environ)
     if args.jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
     with open(folder / "output.txt", "ab") as log:
         done = subprocess.run(
-            [*command, *overrides], stdout=log, stderr=subprocess.STDOUT, env=environment, check=False, cwd=ROOT
+            [*command, *words], stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
         )
     if done.returncode or not (folder / "model_final.pth").exists():
         last = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]

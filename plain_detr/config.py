@@ -70,6 +70,9 @@ def add_plain_detr_config(cfg: CN) -> None:
     # Each distinct image size has its own pass through backbone, up-sampling and projection, so that a result does
     # not depend on what else is in the batch. False: one pass over the padded batch, as released.
     node.BATCH_INDEPENDENT = True
+    # With BATCH_INDEPENDENT: every image is padded to a multiple of this many pixels, and images of equal padded size
+    # share a pass. More than 1 is faster where sizes vary; keep the value that a model was trained with.
+    node.PAD_MULTIPLE = 1
     # Which cells count as image, see plain_detr/padding.py. "image": exact. "nearest": as released; with
     # BATCH_INDEPENDENT it gives, in any batch, what the released code gives with one image at a time.
     node.VALID_AREA = "image"

@@ -5,7 +5,9 @@ backbone, the group norm, the validity of anchors and the limits boxes are clipp
 
 - *batch independence*: the layers that see pixels next to each other (backbone, up-sampling, projection) run once
   for each distinct image size, so an image meets only the padding that it would have alone. Everything after them
-  works on single cells or attends under a mask. Images of one size still share one call.
+  works on single cells or attends under a mask. Images of one size still share one call. A *pad multiple* above 1
+  makes calls fewer: every image, also one alone, is padded to a multiple of that many pixels, and images of equal
+  padded size share a call.
 - *valid area*: ``"image"`` counts a cell as valid when the image reaches into it, ``ceil(size / stride)``, and takes
   the image's own size as its extent; ``"nearest"`` is the released rule: the pixel mask resized with nearest
   neighbours, and an extent of (valid cells * stride), which may be smaller or larger than the image.

@@ -1,5 +1,6 @@
 """Plain-DETR: a backbone, one feature map, a decoder with global attention (Lin et al., ICCV 2023)."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -83,7 +84,7 @@ class PlainDETR(nn.Module):
         hidden_dim: C.
         topk: detections an image.
         pixel_mean, pixel_std: per channel, in the images' own unit (0-255) and channel order.
-        batch_independent, valid_area: see ``plain_detr.padding``.
+        batch_independent, valid_area, pad_multiple: see ``plain_detr.padding``.
         variant: settings that the weights depend on, see ``plain_detr.variant``.
     """
 
@@ -110,11 +111,14 @@ class PlainDETR(nn.Module):
         pixel_std: tuple[float, ...],
         batch_independent: bool = True,
         valid_area: str = "image",
+        pad_multiple: int = 1,
         variant: dict[str, str] | None = None,
     ):
         super().__init__()
         if valid_area not in ("image", "nearest"):
             raise ValueError(f"MODEL.PLAIN_DETR.VALID_AREA must be 'image' or 'nearest', got '{valid_area}'")
+        if pad_multiple < 1:
+            raise ValueError(f"MODEL.PLAIN_DETR.PAD_MULTIPLE must be at least 1, got {pad_multiple}")
         self.backbone, self.in_feature, self.upsample = backbone, in_feature, upsample
         self.input_proj = input_projection
         self.level_embed = nn.Parameter(torch.randn(1, hidden_dim))
@@ -122,7 +126,7 @@ class PlainDETR(nn.Module):
         self.proposals, self.queries, self.decoder = proposals, queries, decoder
         self.coder, self.groups, self.criterion = coder, groups, criterion
         self.num_classes, self.hidden_dim, self.topk = num_classes, hidden_dim, topk
-        self.batch_independent, self.valid_area = batch_independent, valid_area
+        self.batch_independent, self.valid_area, self.pad_multiple = batch_independent, valid_area, pad_multiple
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         remember_variant(self, variant or {})
@@ -177,6 +181,7 @@ class PlainDETR(nn.Module):
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
             "batch_independent": node.BATCH_INDEPENDENT,
             "valid_area": node.VALID_AREA,
+            "pad_multiple": node.PAD_MULTIPLE,
             "variant": _variant(node),
         }
 
@@ -215,23 +220,27 @@ class PlainDETR(nn.Module):
     def encode(self, images: list[Tensor]) -> Memory:
         """Normalised images (3, h, w) of any sizes -> the one map the rest of the model looks at."""
         sizes: list[Size] = [tuple(image.shape[-2:]) for image in images]
-        groups = group_by_size(sizes) if self.batch_independent else [list(range(len(sizes)))]
+        multiple = self.pad_multiple if self.batch_independent else 1
+        rounded = [tuple(-(-side // multiple) * multiple for side in size) for size in sizes]
+        groups = group_by_size(rounded) if self.batch_independent else [list(range(len(sizes)))]
         maps, own, padded = [], [None] * len(sizes), [None] * len(sizes)
         for group in groups:
             batch = ImageList.from_tensors(
                 [images[index] for index in group],
-                self.backbone.size_divisibility,
+                math.lcm(multiple, max(self.backbone.size_divisibility, 1)),
                 padding_constraints=self.backbone.padding_constraints,
             ).tensor
             features = self.upsample(self.backbone(batch)[self.in_feature])
             if self.batch_independent and self.valid_area == "image":
-                rows, columns = cells(sizes[group[0]], self.proposals.stride)
+                rows, columns = cells(rounded[group[0]], self.proposals.stride)
                 features = features[:, :, :rows, :columns]
             maps.append(self.input_proj(features))
             for index in group:
                 own[index], padded[index] = tuple(features.shape[2:]), tuple(batch.shape[2:])
         features = join_maps(maps, groups)
         grid = self._grid(sizes, tuple(features.shape[2:]), own, padded)
+        if self.valid_area == "image":
+            features, grid = _without_padding(features, grid)
         position = grid_code(grid, self.hidden_dim, normalize=self.normalize_position, device=features.device)
         position = position + self.level_embed
         if self.encoder is not None:
@@ -323,6 +332,17 @@ class PlainDETR(nn.Module):
                 labelled.append(torch.ones(self.num_classes, dtype=torch.bool))
         mask = torch.stack(labelled)
         return SetTargets.pack(boxes, classes, None if mask.all() else mask.to(self.device))
+
+
+def _without_padding(features: Tensor, grid: FeatureGrid) -> tuple[Tensor, FeatureGrid]:
+    """Cut the rows and columns that no image reaches into, and set the rest of the padding to zero."""
+    height, width = (max(valid[axis] for valid in grid.valid) for axis in (0, 1))
+    features = features[:, :, :height, :width]
+    grid = grid._replace(hw=(height, width), own=grid.valid)
+    padding = grid.key_padding(features.device)
+    if padding is not None:
+        features = features.masked_fill(padding.view(-1, 1, height, width), 0)
+    return features, grid
 
 
 def _name(record: dict) -> str:

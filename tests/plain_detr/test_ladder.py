@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.ladder import RUNGS, Result, main, parse_args, write_table
+from benchmarks.ladder import RUNGS, Result, main, overrides, parse_args, write_table
 from d2x.engine.load_cfg import get_base_cfg
 from tests.plain_detr.builders import tiny_config
 
@@ -54,10 +54,20 @@ def test_a_failing_run_is_one_error_with_its_last_line(config, tmp_path):
         main([*words, "--set", "DATASETS.TRAIN", "('no_such_set',)"])
 
 
-def test_every_rung_builds_with_every_key_known():
-    for rung in RUNGS.values():
+def test_rungs_have_known_keys_win_over_the_users_and_share_the_anchors(config):
+    given = {"MODEL.PLAIN_DETR.PROPOSALS.ANCHOR_SIZE": "16.0", "MODEL.PLAIN_DETR.BOX_RPB.KIND": "full"}
+    found = {}
+    for rung in RUNGS:
+        keys = overrides(rung, str(config), given)
         cfg = get_base_cfg()
-        cfg.merge_from_list([word for pair in rung.overrides.items() for word in pair])
+        cfg.merge_from_list([word for pair in keys.items() for word in pair])
+        node = cfg.MODEL.PLAIN_DETR
+        found[rung] = node.BOX_RPB.KIND, node.BOX_CODER, node.PROPOSALS.ANCHOR_SIZE, node.LOSS.BOX_WEIGHT
+    assert found == {
+        "absolute": ("none", "sigmoid", 0.125, 5.0),
+        "boxrpb": ("axial", "sigmoid", 0.125, 5.0),
+        "delta": ("axial", "delta", 16.0, 1.0),
+    }
 
 
 def test_table_has_mean_and_spread(tmp_path):

@@ -262,15 +262,18 @@ def test_every_form_of_attention_gives_the_same_step(implementation):
         {"FEATURE_STRIDE": 8},
         {"LOOK_FORWARD_TWICE": False},
         {"VALID_AREA": "nearest"},
+        {"PAD_MULTIPLE": 64},
+        {"PAD_MULTIPLE": 40, "VALID_AREA": "nearest", "ENCODER.LAYERS": 1},
     ],
     ids=lambda changes: ",".join(changes),
 )
 def test_options_train_detect_and_stay_independent_of_the_batch(changes):
     model = tiny_model(**changes)
-    records = [random_record(64, 96, 2, 0), random_record(96, 50, 1, 1)]
-    (alone,), (together, _) = detections(model, records[:1]), detections(model, records)
-    torch.testing.assert_close(together.scores, alone.scores, rtol=0, atol=1e-4)
-    torch.testing.assert_close(together.pred_boxes.tensor, alone.pred_boxes.tensor, rtol=0, atol=1e-2)
+    records = [random_record(64, 96, 2, 0), random_record(96, 50, 1, 1), random_record(70, 120, 2, 2)]
+    for one, together in zip(records, detections(model, records)):
+        (alone,) = detections(model, [one])
+        torch.testing.assert_close(together.scores, alone.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(together.pred_boxes.tensor, alone.pred_boxes.tensor, rtol=0, atol=1e-2)
     losses = model.train()(records)
     total(losses).backward()
     assert all(value.isfinite() for value in losses.values())
@@ -289,6 +292,7 @@ def test_options_train_detect_and_stay_independent_of_the_batch(changes):
         ({"FEATURE_STRIDE": 12}, "power of two"),
         ({"NUM_HEADS": 3}, "not a multiple of NUM_HEADS"),
         ({"ATTENTION": "flash"}, "must be one of auto"),
+        ({"PAD_MULTIPLE": 0}, "PAD_MULTIPLE must be at least 1"),
     ],
 )
 def test_config_errors_name_the_key(changes, message):
@@ -326,3 +330,21 @@ def test_attention_weights_are_what_the_layer_uses(variant, norm_first):
         torch.testing.assert_close(seen["attended"][0], attended, rtol=1e-4, atol=1e-5)
         without = model.attention_weights(image, layer=index, with_bias=False)
         assert torch.allclose(without, weights) == (variant == "absolute")
+
+
+def test_images_of_equal_padded_size_share_a_pass():
+    model = tiny_model(PAD_MULTIPLE=64)
+    seen = []
+    handle = model.backbone.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
+    detections(model, [record(64, 96), record(50, 101), record(65, 65), record(128, 100)])
+    handle.remove()
+    assert seen == [(2, 3, 64, 128), (2, 3, 128, 128)]
+
+
+@pytest.mark.parametrize("multiple", [1, 32])
+def test_memory_is_zero_on_padding_and_no_larger_than_the_images(multiple):
+    model = tiny_model(PAD_MULTIPLE=multiple)
+    with torch.no_grad():
+        memory = model.encode([torch.randn(3, 33, 70), torch.randn(3, 40, 20)])
+    assert memory.grid.hw == (3, 5) and memory.features.shape[2:] == (3, 5)
+    assert (memory.features[1, :, :, 2:] == 0).all() and (memory.features[0] != 0).any(0).all()
