@@ -24,8 +24,9 @@ from d2x.data.cache import cache_dir
 
 GENERATOR_VERSION = 1  # part of the cache folder's name: raise it when the same spec gives other pixels
 SUPERSAMPLING = 4
-MIN_VISIBLE_SIDE = 6  # pixels; an object that shows less is not drawn
-MIN_VISIBLE_FRACTION = 0.35
+# An object that shows less, behind others or beyond the border, is not drawn: a corner of it could be of any class.
+MIN_VISIBLE_SIDE = 8  # pixels
+MIN_VISIBLE_FRACTION = 0.5
 
 
 def _regular(corners: int) -> np.ndarray:
@@ -136,16 +137,16 @@ def render(spec: ShapesSpec, index: int) -> tuple[np.ndarray, list[Shape]]:
     names, sizes = [], []
     for _ in range(rng.integers(0, spec.max_objects + 1)):
         name = spec.classes[rng.integers(len(spec.classes))]
-        coverage = _coverage(rng, OUTLINES[name], height, width, spec.object_sides)
+        coverage, size = _coverage(rng, OUTLINES[name], height, width, spec.object_sides)
         solid = coverage > 0.5
-        if not _all_visible(np.where(solid, len(names), owner), [*sizes, None], solid):
+        if not _all_visible(np.where(solid, len(names), owner), [*sizes, size]):
             continue
         colour = _colour(rng, image[solid].mean(axis=0), spec.difficulty)
         shade = 1 + 0.15 * spec.difficulty * _noise(rng, height, width, cells=3)[..., None]
         image += coverage[..., None] * (colour * shade - image)
         owner[solid] = len(names)
         names.append(name)
-        sizes.append(int(solid.sum()))
+        sizes.append(size)
     image += rng.normal(0, 12 * spec.difficulty, image.shape)
     boxes = [_extent(owner == i) for i in range(len(names))]
     areas = [int((owner == i).sum()) for i in range(len(names))]
@@ -167,8 +168,10 @@ def _noise(rng: np.random.Generator, height: int, width: int, cells: int) -> np.
     return np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _coverage(rng, outline: np.ndarray, height: int, width: int, object_sides: tuple[float, float]) -> np.ndarray:
-    """Place one shape at random; (h, w) float, the part of each pixel that it covers.
+def _coverage(
+    rng: np.random.Generator, outline: np.ndarray, height: int, width: int, object_sides: tuple[float, float]
+) -> tuple[np.ndarray, float]:
+    """Place one shape at random; (h, w) float, the part of each pixel that it covers, and its whole area in pixels.
 
     The turned outline is stretched to a box whose sides are log-uniform, so the box is tight whatever the angle. The
     box centre lies in the image: up to half of each side may be cut off.
@@ -181,21 +184,21 @@ def _coverage(rng, outline: np.ndarray, height: int, width: int, object_sides: t
     low, high = turned.min(axis=0), turned.max(axis=0)
     unit = (turned - low) / (high - low) - 0.5
     corners = (unit * box_wh + rng.uniform(0, [width, height])) * SUPERSAMPLING
+    x, y = (unit * box_wh).T
+    area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2  # shoelace formula
     mask = Image.new("L", (int(width) * SUPERSAMPLING, int(height) * SUPERSAMPLING))
     ImageDraw.Draw(mask).polygon([tuple(corner) for corner in corners], fill=255)
-    return np.asarray(mask.reduce(SUPERSAMPLING)) / 255.0
+    return np.asarray(mask.reduce(SUPERSAMPLING)) / 255.0, area
 
 
-def _all_visible(owner: np.ndarray, sizes: list[int | None], new: np.ndarray) -> bool:
-    """Would every object, the new one last, still show enough of itself?"""
+def _all_visible(owner: np.ndarray, sizes: list[float]) -> bool:
+    """Would every object still show enough of itself? ``sizes``: whole areas, by object number."""
     for i, size in enumerate(sizes):
         visible = owner == i
-        if visible.sum() < MIN_VISIBLE_FRACTION * (size or 1):
-            return False
         x0, y0, x1, y1 = _extent(visible)
-        if min(x1 - x0, y1 - y0) < MIN_VISIBLE_SIDE:
+        if visible.sum() < MIN_VISIBLE_FRACTION * size or min(x1 - x0, y1 - y0) < MIN_VISIBLE_SIDE:
             return False
-    return bool(new.any())
+    return True
 
 
 def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
