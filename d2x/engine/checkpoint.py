@@ -93,7 +93,8 @@ def _require_match(model: torch.nn.Module, state: dict[str, Any], path: str) -> 
     for name, shape in ours.items():
         if name in stripped and stripped[name] != shape and _is_class_count(stripped[name], shape):
             raise ValueError(
-                f"{path}: class count mismatch: {name} is {stripped[name]} in the checkpoint, {shape} in the model"
+                f"{path}: class count mismatch, or another width: {name} is {stripped[name]} in the checkpoint, "
+                f"{shape} in the model"
             )
 
 

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -211,7 +212,9 @@ def test_found_boxes_keep_whole_names(tmp_path):
         read_pseudo_txt(tmp_path / "found.txt", tmp_path, ["person"])
 
 
-def test_objects365_knows_its_classes_once_read(root):
+def test_objects365_knows_its_classes_once_read(root, monkeypatch):
+    # detectron2's catalogue is one for the whole process: the other tests get back what was there
+    monkeypatch.setitem(MetadataCatalog.data, "objects365_val", copy.deepcopy(MetadataCatalog.get("objects365_val")))
     write(root / "objects365/annotations/zhiyuan_objv2_val.json", coco())
     (root / "objects365/val").mkdir()
     records = DatasetCatalog.get("objects365_val")
