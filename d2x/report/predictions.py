@@ -32,7 +32,7 @@ def draw_prediction_grid(
     *,
     images: int = 12,
     columns: int = 3,
-    threshold: float = 0.4,
+    threshold: float = 0.3,
     cell: int = 320,
 ) -> None:
     """Write a PNG of ``images`` records of a data set, each as (ground truth | prediction), ``columns`` pairs a row.
