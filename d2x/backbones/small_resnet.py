@@ -41,6 +41,8 @@ class SmallResNet(Backbone):
         super().__init__()
         if len(widths) != len(blocks):
             raise ValueError(f"MODEL.SMALL_RESNET: {len(widths)} WIDTHS but {len(blocks)} BLOCKS")
+        if any(a == b for a, b in zip(widths, widths[1:])):  # detectron2's block would leave out the strided shortcut
+            raise ValueError(f"MODEL.SMALL_RESNET.WIDTHS {list(widths)}: neighbours must differ")
         if norm not in ("GN", "BN"):
             raise ValueError(f"MODEL.SMALL_RESNET.NORM '{norm}' must be GN or BN")
         names = [f"res{i + 2}" for i in range(len(widths))]

@@ -55,3 +55,8 @@ def test_config_reaches_the_network():
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         SmallResNet(**options)
+
+
+def test_equal_neighbouring_widths_are_refused():
+    with pytest.raises(ValueError, match="neighbours must differ"):
+        SmallResNet(widths=(16, 16), blocks=(1, 1))

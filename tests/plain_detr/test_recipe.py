@@ -113,3 +113,10 @@ def test_classes_follow_the_data():
     assert recipe.num_classes(cfg) == 0
     recipe.set_num_classes(cfg, 7)
     assert recipe.num_classes(cfg) == cfg.MODEL.PLAIN_DETR.NUM_CLASSES == 7
+
+
+def test_readme_lists_every_config_and_no_other():
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `") and "build_" not in line]
+    listed = {name.strip("`,") for cell in cells for name in cell.split()}
+    assert listed == {Path(name).stem for name in ON_COCO} | {"swinv2_l_encoder12_objects365_24ep"}
