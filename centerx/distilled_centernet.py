@@ -1,17 +1,15 @@
 """CenterNet with teachers: adds their terms in training, nothing else; its checkpoint is a CenterNet checkpoint."""
 
-from collections.abc import Callable, Sequence
-
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
-from torch import Tensor, nn
+from torch import Tensor
 
 from centerx.centernet import CenterNet
 from centerx.distillation import Route, align_to_grid
 from centerx.predictions import CenterPredictions
 from centerx.student import Student, copy_weights, student_arguments
-from centerx.teachers import EmaTeacher, Teacher, TeacherSpec
+from centerx.teachers import Teacher
 
 
 @META_ARCH_REGISTRY.register()
@@ -27,32 +25,8 @@ class DistilledCenterNet(Student, CenterNet):
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        teacher_specs: Sequence[TeacherSpec],
-        class_names: Sequence[str],
-        labelled: Sequence[int],
-        use_labels: bool,
-        overlap: str = "average",
-        stride_mismatch: str = "error",
-        student_normalisation: bool = False,
-        input_format: str = "RGB",
-        make_ema: Callable[[nn.Module], EmaTeacher] | None = None,
-        **centernet,
-    ):
-        super().__init__(**centernet)
-        self.set_up_student(
-            teacher_specs=teacher_specs,
-            class_names=class_names,
-            labelled=labelled,
-            use_labels=use_labels,
-            overlap=overlap,
-            stride_mismatch=stride_mismatch,
-            student_normalisation=student_normalisation,
-            input_format=input_format,
-            make_ema=make_ema,
-        )
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

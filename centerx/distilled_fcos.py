@@ -6,7 +6,6 @@ centerness that of the offset.
 """
 
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -15,11 +14,11 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
-from torch import Tensor, nn
+from torch import Tensor
 
 from centerx.distillation import Route
 from centerx.student import Student, copy_weights, student_arguments
-from centerx.teachers import EmaTeacher, Teacher, TeacherSpec
+from centerx.teachers import Teacher
 
 FCOSMaps = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
@@ -107,32 +106,8 @@ class DistilledFCOS(Student, FCOSDetector):
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        teacher_specs: Sequence[TeacherSpec],
-        class_names: Sequence[str],
-        labelled: Sequence[int],
-        use_labels: bool,
-        overlap: str = "average",
-        stride_mismatch: str = "error",
-        student_normalisation: bool = False,
-        input_format: str = "RGB",
-        make_ema: Callable[[nn.Module], EmaTeacher] | None = None,
-        **fcos,
-    ):
-        super().__init__(**fcos)
-        self.set_up_student(
-            teacher_specs=teacher_specs,
-            class_names=class_names,
-            labelled=labelled,
-            use_labels=use_labels,
-            overlap=overlap,
-            stride_mismatch=stride_mismatch,
-            student_normalisation=student_normalisation,
-            input_format=input_format,
-            make_ema=make_ema,
-        )
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

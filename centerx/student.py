@@ -36,21 +36,21 @@ class Student:
     A student implements ``check_teacher``, ``terms`` and ``start_from``.
     """
 
-    def set_up_student(
+    def __init__(
         self,
         *,
         teacher_specs: Sequence[TeacherSpec],
         class_names: Sequence[str],
         labelled: Sequence[int],
         use_labels: bool,
-        overlap: str,
-        stride_mismatch: str,
-        student_normalisation: bool,
-        input_format: str,
-        make_ema: Callable[[nn.Module], EmaTeacher] | None,
+        overlap: str = "average",
+        stride_mismatch: str = "error",
+        student_normalisation: bool = False,
+        input_format: str = "RGB",
+        make_ema: Callable[[nn.Module], EmaTeacher] | None = None,
+        **detector,
     ) -> None:
-        """To be called at the end of ``__init__``.
-
+        """
         Args:
             teacher_specs: loaded by ``prepare_teachers``.
             class_names: the student's, in the order of its channels.
@@ -61,10 +61,12 @@ class Student:
             student_normalisation: teachers see images normalised with the student's mean and std.
             input_format: channel order of the images, "RGB" or "BGR".
             make_ema: makes the moving-average teacher of this student; None for no such teacher.
+            detector: arguments of the detector that this is mixed into.
 
         Raises:
             ValueError: unknown ``stride_mismatch``.
         """
+        super().__init__(**detector)
         if stride_mismatch not in STRIDE_MISMATCHES:
             raise ValueError(
                 f"DISTILL.STRIDE_MISMATCH '{stride_mismatch}' is not one of {', '.join(STRIDE_MISMATCHES)}"
@@ -142,7 +144,7 @@ class Student:
 
 
 def student_arguments(cfg: CfgNode, num_classes: int) -> dict:
-    """``Student.set_up_student``'s arguments from ``DISTILL``, ``DATASETS`` and ``INPUT``.
+    """``Student``'s arguments from ``DISTILL``, ``DATASETS`` and ``INPUT``.
 
     Raises:
         ValueError: label-free training whose data loader would drop every image.

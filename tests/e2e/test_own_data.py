@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from d2x.data.shapes import ShapesSpec, generate_shapes
@@ -101,9 +103,6 @@ def test_evaluate_and_demo(trained, data, tmp_path):
 
 
 def test_demo_reads_and_writes_video(trained, tmp_path):
-    cv2 = pytest.importorskip("cv2")
-    import numpy as np
-
     _, output = trained
     video = tmp_path / "in.avi"
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
