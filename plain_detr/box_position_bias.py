@@ -52,6 +52,11 @@ class BoxRPB(nn.Module):
         offsets: "linear" or "abs_log8", what the MLPs see of a difference.
         axial: see above.
         corners: False replaces the two corners by the box's centre.
+        slope: how steeply the first head's logits fall outside a box at the start, in logits a pixel, see
+            ``reset_parameters``; 0 starts as any linear layer here.
+
+    Raises:
+        ValueError: an unknown ``offsets``; ``slope`` with another form than axial, linear, both corners.
     """
 
     def __init__(
@@ -62,17 +67,38 @@ class BoxRPB(nn.Module):
         offsets: str = "linear",
         axial: bool = True,
         corners: bool = True,
+        slope: float = 0.0,
     ):
         super().__init__()
         if offsets not in OFFSETS:
             raise ValueError(f"BOX_RPB.OFFSETS must be one of {', '.join(OFFSETS)}, got '{offsets}'")
         self.scale, self.axial, self.corners = OFFSETS[offsets], axial, corners
+        if slope and not (axial and corners and offsets == "linear"):
+            raise ValueError("BOX_RPB.SLOPE needs BOX_RPB.KIND 'axial', OFFSETS 'linear' and CORNERS True")
+        self.slope = slope
         inputs = 2 if corners else 1
         if axial:
             self.mlp_x = _mlp(inputs, hidden_dim, num_heads)
             self.mlp_y = _mlp(inputs, hidden_dim, num_heads)
         else:
             self.mlp = _mlp(2 * inputs, hidden_dim, num_heads)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Make attention start inside the box (ours, not the paper's); nothing is done where ``slope`` is 0.
+
+        Two hidden units of each axis become the distances that a cell lies before and behind the box, and count
+        against it in the logits: by ``slope`` a pixel in the first head, half of it in the second, and so on. What the
+        bias can learn does not change. From a flat start a small model spends much of its training to find out that
+        an object's pixels are where its box is.
+        """
+        if not self.slope:
+            return
+        for mlp in (self.mlp_x, self.mlp_y):
+            first, _, last = mlp
+            first.weight[:2] = torch.tensor([[1.0, 0.0], [0.0, -1.0]])  # low - x: before; -(high - x): behind
+            first.bias[:2] = 0
+            last.weight[:, :2] = -self.slope * 0.5 ** torch.arange(len(last.weight))[:, None]
 
     def forward(self, boxes_cxcywh: Tensor, hw: tuple[int, int], stride: int) -> AttentionBias:
         """Bias of every query towards every cell, float32 also under autocast: offsets are hundreds of pixels.

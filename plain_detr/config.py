@@ -21,6 +21,7 @@ def add_plain_detr_config(cfg: CN) -> None:
     node.DROPOUT = 0.0
     node.NORM_FIRST = True  # norm before each part of a layer ("pre-norm"), else after the sum
     node.DECODER_LAYERS = 6
+    node.DECODER_INIT_STD = 0.02  # of its linear weights at the start; 0: Xavier's, for widths well below 256
     node.POSITION_ENCODING = "sine_unnorm"  # of the memory: "sine" (an image spans 2 pi) or "sine_unnorm" (a cell does)
 
     # Transformer encoder between backbone and decoder; none in the Swin-S models.
@@ -39,6 +40,8 @@ def add_plain_detr_config(cfg: CN) -> None:
     node.BOX_RPB.OFFSETS = "linear"  # or "abs_log8"
     node.BOX_RPB.HIDDEN_DIM = 512  # hidden width of its MLPs
     node.BOX_RPB.CORNERS = True  # offsets to both corners; False: to the centre only
+    # Ours: above 0 attention starts inside the box, falling by this much a pixel outside it. 0: as released, anywhere.
+    node.BOX_RPB.SLOPE = 0.0
 
     node.NUM_QUERIES = 300  # of the one-to-one group: detections come from these
     node.ONE_TO_MANY = CN()  # hybrid matching: a second group, in training only

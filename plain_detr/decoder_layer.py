@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from plain_detr.attention import attention_weights, biased_attention, check_implementation
 from plain_detr.box_position_bias import AttentionBias, BoxRPB
 
+RELEASED_INIT_STD = 0.02  # of linear weights, whatever the width
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention inside each group of queries; groups do not see each other.
@@ -225,9 +227,7 @@ class DecoderLayer(nn.Module):
         """(N, h, Q, Hf, Wf): what this layer's cross-attention looks at; arguments as in ``forward``."""
         x = self._part(x, self.self_attention_norm, lambda y: self.self_attention(y, position, groups))
         x = self.cross_attention_norm(x) if self.norm_first else x
-        return self.cross_attention.weights(
-            x + position, keys, boxes_cxcywh, hw, stride, padding, with_bias=with_bias
-        )
+        return self.cross_attention.weights(x + position, keys, boxes_cxcywh, hw, stride, padding, with_bias=with_bias)
 
     def _part(self, x: Tensor, norm: nn.LayerNorm, part) -> Tensor:
         if self.norm_first:
@@ -240,10 +240,22 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def init_transformer_linears(module: nn.Module) -> None:
-    """Truncated normal of 0.02 and zero bias for every linear layer inside ``module``."""
+def init_transformer_linears(module: nn.Module, std: float = RELEASED_INIT_STD) -> None:
+    """Weights of every linear layer inside ``module`` at random, zero biases; then the start of each BoxRPB.
+
+    Args:
+        std: of a truncated normal; 0 is Xavier's uniform, which keeps the scale of what passes through whatever the
+            width. The layers of a BoxRPB, which take pixels, are normal either way.
+    """
+    biases = [one for one in module.modules() if isinstance(one, BoxRPB)]
+    of_biases = {id(layer) for one in biases for layer in one.modules()}
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if std or id(layer) in of_biases:
+                nn.init.trunc_normal_(layer.weight, std=std or RELEASED_INIT_STD)
+            else:
+                nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+    for one in biases:
+        one.reset_parameters()

@@ -57,9 +57,7 @@ class EncoderLayer(nn.Module):
         bottom, right = -(top + height) % self.window, -(top + width) % self.window
         border = (top, right, top, bottom)
         outside = F.pad(padding, border, value=True)
-        windows = [
-            _to_windows(F.pad(one, (0, 0, *border)), self.window) for one in (x, position.to(x.dtype))
-        ]
+        windows = [_to_windows(F.pad(one, (0, 0, *border)), self.window) for one in (x, position.to(x.dtype))]
         outside = _to_windows(outside[..., None], self.window)[..., 0]
         outside = outside & ~outside.all(-1, keepdim=True)  # a window of padding alone attends to itself
         rows = top + height + bottom

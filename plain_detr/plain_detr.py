@@ -5,28 +5,24 @@ from typing import NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from plain_detr.box_coder import BOX_CODERS, BoxCoder, xyxy_to_cxcywh
-from plain_detr.box_position_bias import BoxRPB
-from plain_detr.criterion import LossWeights, SetCriterion
+from plain_detr.box_coder import BoxCoder
+from plain_detr.build import build_parts
+from plain_detr.criterion import SetCriterion
 from plain_detr.decode import decode
-from plain_detr.decoder import Decoder
-from plain_detr.decoder_layer import CrossAttention, DecoderLayer
-from plain_detr.encoder import Encoder
+from plain_detr.decoder import Decoder, DecoderInputs
 from plain_detr.hybrid import QueryGroups, match_tasks
-from plain_detr.matcher import CostWeights, HungarianMatcher
 from plain_detr.padding import FeatureGrid, Size, cells, group_by_size, image_grid, join_maps, nearest_grid
 from plain_detr.position_encoding import grid_code
-from plain_detr.prediction_head import PredictionHead
 from plain_detr.predictions import BoxSetPrediction, SetTargets
 from plain_detr.proposals import Proposals, ProposalSelection
 from plain_detr.queries import QueryInitializer
-from plain_detr.rescale import rescale
+from plain_detr.targets import image_name, pack_targets
 from plain_detr.variant import remember_variant
 
 # Iterations between two entries of the error rates in the log: they cost a wait for the device.
@@ -45,24 +41,6 @@ class Memory(NamedTuple):
     features: Tensor
     position: Tensor
     grid: FeatureGrid
-
-
-class InputProjection(nn.Module):
-    """1x1 convolution to the width of the decoder, and GroupNorm over 32 groups."""
-
-    def __init__(self, in_channels: int, hidden_dim: int):
-        super().__init__()
-        if hidden_dim % 32:
-            raise ValueError(f"MODEL.PLAIN_DETR.HIDDEN_DIM must be a multiple of 32, got {hidden_dim}")
-        self.conv = nn.Conv2d(in_channels, hidden_dim, kernel_size=1)
-        self.norm = nn.GroupNorm(32, hidden_dim)
-        nn.init.xavier_uniform_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        # The function, not the module: that one refuses a single cell at one channel a group, whose norm is its bias.
-        norm = self.norm
-        return torch.group_norm(self.conv(features), norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 @META_ARCH_REGISTRY.register()
@@ -133,57 +111,7 @@ class PlainDETR(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        node = cfg.MODEL.PLAIN_DETR
-        backbone = build_backbone(cfg)
-        shapes = backbone.output_shape()
-        if node.IN_FEATURE not in shapes:
-            raise ValueError(
-                f"MODEL.PLAIN_DETR.IN_FEATURE '{node.IN_FEATURE}' is not an output of the backbone: {', '.join(shapes)}"
-            )
-        shape = shapes[node.IN_FEATURE]
-        upsample = rescale(shape.channels, shape.stride, node.FEATURE_STRIDE, halve=True)
-        coder = _choice("BOX_CODER", BOX_CODERS, node.BOX_CODER)(
-            **({"anchor_size": node.PROPOSALS.ANCHOR_SIZE} if node.PROPOSALS.ANCHOR_SIZE else {})
-        )
-        groups = QueryGroups(
-            node.NUM_QUERIES, node.ONE_TO_MANY.QUERIES, node.ONE_TO_MANY.REPEATS, node.ONE_TO_MANY.WEIGHT
-        )
-        encodings = {"sine": True, "sine_unnorm": False}
-        return {
-            "backbone": backbone,
-            "in_feature": node.IN_FEATURE,
-            "upsample": upsample,
-            "input_projection": InputProjection(upsample.out_channels, node.HIDDEN_DIM),
-            "encoder": _encoder(node),
-            "normalize_position": _choice("POSITION_ENCODING", encodings, node.POSITION_ENCODING),
-            "proposals": Proposals(
-                hidden_dim=node.HIDDEN_DIM,
-                stride=node.FEATURE_STRIDE,
-                strides=node.PROPOSALS.STRIDES,
-                head=PredictionHead(hidden_dim=node.HIDDEN_DIM, num_classes=node.NUM_CLASSES),
-                coder=coder,
-                valid_area=node.VALID_AREA,
-                keep_invalid=node.KEEP_INVALID_PROPOSALS,
-            ),
-            "queries": QueryInitializer(
-                hidden_dim=node.HIDDEN_DIM,
-                num_queries=groups.one_to_one + groups.one_to_many,
-                mixed_selection=node.PROPOSALS.MIXED_SELECTION,
-            ),
-            "decoder": _decoder(node, coder),
-            "coder": coder,
-            "groups": groups,
-            "criterion": _criterion(node, coder),
-            "num_classes": node.NUM_CLASSES,
-            "hidden_dim": node.HIDDEN_DIM,
-            "topk": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
-            "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
-            "batch_independent": node.BATCH_INDEPENDENT,
-            "valid_area": node.VALID_AREA,
-            "pad_multiple": node.PAD_MULTIPLE,
-            "variant": _variant(node),
-        }
+        return build_parts(cfg)
 
     @property
     def device(self) -> torch.device:
@@ -204,10 +132,12 @@ class PlainDETR(nn.Module):
         Raises:
             ValueError: pixels or boxes that are not finite, or classes outside the model's.
         """
-        images = [self.normalized(record["image"], f"{_name(record)}: the image") for record in batched_inputs]
+        images = [self.normalized(record["image"], f"{image_name(record)}: the image") for record in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
         if self.training:
-            targets = self._targets(batched_inputs, sizes)
+            targets = pack_targets(
+                batched_inputs, sizes, num_classes=self.num_classes, coder=self.coder, device=self.device
+            )
             layers, selection = self.predict(self.encode(images), training=True)
             return self._losses(layers, selection, targets)
         layers, _ = self.predict(self.encode(images), training=False)
@@ -252,7 +182,7 @@ class PlainDETR(nn.Module):
         """Predictions of every decoder layer for both query groups (training) or the one-to-one group alone."""
         groups = self.groups.sizes(training)
         selection = self.proposals(memory.features, memory.grid, sum(groups), all_predictions=training)
-        return self.decoder(*self._decoder_inputs(memory, selection, groups)), selection
+        return self.decoder(self._decoder_inputs(memory, selection, groups)), selection
 
     @torch.no_grad()
     def attention_weights(self, image: Tensor, *, layer: int = -1, with_bias: bool = True) -> Tensor:
@@ -269,14 +199,20 @@ class PlainDETR(nn.Module):
         groups = self.groups.sizes(training=False)
         selection = self.proposals(memory.features, memory.grid, sum(groups), all_predictions=False)
         inputs = self._decoder_inputs(memory, selection, groups)
-        return self.decoder.attention_weights(*inputs, layer=layer, with_bias=with_bias)[0]
+        return self.decoder.attention_weights(inputs, layer=layer, with_bias=with_bias)[0]
 
-    def _decoder_inputs(self, memory: Memory, selection: ProposalSelection, groups: list[int]) -> tuple:
-        content, query_position = self.queries(selection.reference)
-        tokens, position = memory.features.flatten(2).transpose(1, 2), memory.position.flatten(1, 2)
-        return (
-            content, query_position, selection.reference, groups, tokens, position, memory.grid, selection.extent,
-        )  # fmt: skip
+    def _decoder_inputs(self, memory: Memory, selection: ProposalSelection, groups: list[int]) -> DecoderInputs:
+        content, position = self.queries(selection.reference)
+        return DecoderInputs(
+            content=content,
+            position=position,
+            reference=selection.reference,
+            groups=groups,
+            memory=memory.features.flatten(2).transpose(1, 2),
+            memory_position=memory.position.flatten(1, 2),
+            grid=memory.grid,
+            extent=selection.extent,
+        )
 
     def _losses(
         self, layers: list[BoxSetPrediction], selection: ProposalSelection, targets: SetTargets
@@ -305,34 +241,6 @@ class PlainDETR(nn.Module):
             raise ValueError(f"{name} has pixels that are not finite")
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
-    def _targets(self, batched_inputs: list[dict], sizes: list[Size]) -> SetTargets:
-        """Pack the annotations: clipped to their image, boxes without area dropped. The batch is left as it is."""
-        boxes, classes, labelled = [], [], []
-        for record, (height, width) in zip(batched_inputs, sizes):
-            instances = record["instances"]
-            corners, labels = instances.gt_boxes.tensor.float(), instances.gt_classes
-            if not corners.isfinite().all():
-                raise ValueError(f"{_name(record)}: a box is not finite")
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-                raise ValueError(
-                    f"{_name(record)}: classes {int(labels.min())} to {int(labels.max())}, but the model has"
-                    f" {self.num_classes} (MODEL.PLAIN_DETR.NUM_CLASSES)"
-                )
-            limit = corners.new_tensor([width, height, width, height])
-            corners = torch.minimum(corners.clamp(min=0), limit)
-            keep = (corners[:, 2:] > corners[:, :2]).all(-1)
-            cxcywh = xyxy_to_cxcywh(corners[keep])
-            boxes.append(self.coder.from_pixels(cxcywh, limit[:2]).to(self.device))
-            classes.append(labels[keep].to(self.device))
-            if record.get("labelled_classes") is not None:
-                mine = torch.zeros(self.num_classes, dtype=torch.bool)
-                mine[record["labelled_classes"].cpu()] = True
-                labelled.append(mine)
-            else:
-                labelled.append(torch.ones(self.num_classes, dtype=torch.bool))
-        mask = torch.stack(labelled)
-        return SetTargets.pack(boxes, classes, None if mask.all() else mask.to(self.device))
-
 
 def _without_padding(features: Tensor, grid: FeatureGrid) -> tuple[Tensor, FeatureGrid]:
     """Cut the rows and columns that no image reaches into, and set the rest of the padding to zero."""
@@ -343,93 +251,3 @@ def _without_padding(features: Tensor, grid: FeatureGrid) -> tuple[Tensor, Featu
     if padding is not None:
         features = features.masked_fill(padding.view(-1, 1, height, width), 0)
     return features, grid
-
-
-def _name(record: dict) -> str:
-    return str(record.get("file_name", "an image of the batch"))
-
-
-def _choice(key: str, choices: dict, value: str):
-    if value not in choices:
-        raise ValueError(f"MODEL.PLAIN_DETR.{key} must be one of {', '.join(choices)}, got '{value}'")
-    return choices[value]
-
-
-def _variant(node: CfgNode) -> dict[str, str]:
-    settings = {
-        "BOX_CODER": node.BOX_CODER,
-        "POSITION_ENCODING": node.POSITION_ENCODING,
-        "NORM_FIRST": node.NORM_FIRST,
-        "FEATURE_STRIDE": node.FEATURE_STRIDE,
-        "PROPOSALS.STRIDES": list(node.PROPOSALS.STRIDES),
-        "BOX_RPB.KIND": node.BOX_RPB.KIND,
-    }
-    if node.BOX_RPB.KIND != "none":
-        settings |= {"BOX_RPB.OFFSETS": node.BOX_RPB.OFFSETS, "BOX_RPB.CORNERS": node.BOX_RPB.CORNERS}
-    return {key: str(value) for key, value in settings.items()}
-
-
-def _encoder(node: CfgNode) -> Encoder | None:
-    if not node.ENCODER.LAYERS:
-        return None
-    return Encoder(
-        num_layers=node.ENCODER.LAYERS,
-        window=node.ENCODER.WINDOW,
-        norm_first=node.ENCODER.NORM_FIRST,
-        hidden_dim=node.HIDDEN_DIM,
-        num_heads=node.NUM_HEADS,
-        feedforward_dim=node.FEEDFORWARD_DIM,
-        dropout=node.DROPOUT,
-    )
-
-
-def _decoder(node: CfgNode, coder: BoxCoder) -> Decoder:
-    axial = _choice("BOX_RPB.KIND", {"none": None, "axial": True, "full": False}, node.BOX_RPB.KIND)
-    box_rpb = None
-    if axial is not None:
-        box_rpb = BoxRPB(
-            num_heads=node.NUM_HEADS,
-            hidden_dim=node.BOX_RPB.HIDDEN_DIM,
-            offsets=node.BOX_RPB.OFFSETS,
-            axial=axial,
-            corners=node.BOX_RPB.CORNERS,
-        )
-    cross_attention = CrossAttention(
-        hidden_dim=node.HIDDEN_DIM,
-        num_heads=node.NUM_HEADS,
-        box_rpb=box_rpb,
-        padding_value=node.PADDING_LOGIT,
-        implementation=node.ATTENTION,
-    )
-    layer = DecoderLayer(
-        hidden_dim=node.HIDDEN_DIM,
-        num_heads=node.NUM_HEADS,
-        feedforward_dim=node.FEEDFORWARD_DIM,
-        cross_attention=cross_attention,
-        dropout=node.DROPOUT,
-        norm_first=node.NORM_FIRST,
-    )
-    heads = [
-        PredictionHead(hidden_dim=node.HIDDEN_DIM, num_classes=node.NUM_CLASSES) for _ in range(node.DECODER_LAYERS)
-    ]
-    return Decoder(
-        layer=layer,
-        heads=heads,
-        coder=coder,
-        look_forward_twice=node.LOOK_FORWARD_TWICE,
-        activation_checkpoint=node.CHECKPOINT_DECODER,
-    )
-
-
-def _criterion(node: CfgNode, coder: BoxCoder) -> SetCriterion:
-    matcher = HungarianMatcher(
-        coder=coder,
-        cost=CostWeights(node.MATCHER.CLASS_COST, node.MATCHER.BOX_COST, node.MATCHER.GIOU_COST),
-        alpha=node.MATCHER.FOCAL_ALPHA,
-        gamma=node.MATCHER.FOCAL_GAMMA,
-        released_pairing=node.RELEASED_PAIRING,
-    )
-    weights = LossWeights(node.LOSS.CLASS_WEIGHT, node.LOSS.BOX_WEIGHT, node.LOSS.GIOU_WEIGHT)
-    return SetCriterion(
-        matcher=matcher, coder=coder, weights=weights, alpha=node.LOSS.FOCAL_ALPHA, gamma=node.LOSS.FOCAL_GAMMA
-    )

@@ -48,9 +48,7 @@ class SwinV2Block(nn.Module):
         super().__init__()
         self.window, self.shift, self.shift_mask_value = window, shift, shift_mask_value
         self.norm1 = nn.LayerNorm(dim, eps=_EPSILON)
-        self.attn = CosineAttention(
-            dim=dim, num_heads=num_heads, window=window, pretrained_window=pretrained_window
-        )
+        self.attn = CosineAttention(dim=dim, num_heads=num_heads, window=window, pretrained_window=pretrained_window)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=_EPSILON)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))

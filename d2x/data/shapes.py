@@ -22,15 +22,16 @@ from tqdm import tqdm
 
 from d2x.data.cache import cache_dir
 
-GENERATOR_VERSION = 1  # part of the cache folder's name: raise it when the same spec gives other pixels
+GENERATOR_VERSION = 2  # part of the cache folder's name: raise it when the same spec gives other pixels
 SUPERSAMPLING = 4
 # An object that shows less, behind others or beyond the border, is not drawn: a corner of it could be of any class.
 MIN_VISIBLE_SIDE = 8  # pixels
 MIN_VISIBLE_FRACTION = 0.5
 
 
-def _regular(corners: int) -> np.ndarray:
-    angles = np.arange(corners) * 2 * np.pi / corners
+def _regular(corners: int, first: float = -np.pi / 2) -> np.ndarray:
+    """Corners on the unit circle, clockwise as seen in the image; the first at the angle ``first``, default: on top."""
+    angles = first + np.arange(corners) * 2 * np.pi / corners
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
@@ -48,7 +49,7 @@ def _cross() -> np.ndarray:
 
 OUTLINES = {
     "ellipse": _regular(40),
-    "rectangle": _regular(4),
+    "rectangle": _regular(4, first=np.pi / 4),
     "triangle": _regular(3),
     "star": _star(),
     "cross": _cross(),
@@ -68,6 +69,7 @@ class ShapesSpec:
         sides: smallest and largest height and width of an image, pixels.
         max_objects: an image has 0 to this many objects.
         object_sides: smallest object side in pixels, largest as a fraction of the shorter image side; log-uniform.
+        max_angle: shapes are turned by up to this many degrees either way; 180 is any direction.
         difficulty: 0 is flat backgrounds and full contrast; 1 the registered sets; more is noisier.
     """
 
@@ -78,6 +80,7 @@ class ShapesSpec:
     sides: tuple[int, int] = (96, 160)
     max_objects: int = 6
     object_sides: tuple[float, float] = (10, 0.7)
+    max_angle: float = 20.0
     difficulty: float = 1.0
 
     def __post_init__(self):
@@ -108,7 +111,7 @@ class Shape(NamedTuple):
 # Each split has images of its own. The partial sets show all classes and annotate two of them.
 _A, _B = CLASSES[:2], CLASSES[2:]
 DATASETS = {
-    "shapes_train": ShapesSpec(2000, seed=1),
+    "shapes_train": ShapesSpec(4000, seed=1),
     "shapes_val": ShapesSpec(400, seed=2),
     "shapes_tiny_train": ShapesSpec(64, seed=1),
     "shapes_tiny_val": ShapesSpec(32, seed=2),
@@ -137,7 +140,7 @@ def render(spec: ShapesSpec, index: int) -> tuple[np.ndarray, list[Shape]]:
     names, sizes = [], []
     for _ in range(rng.integers(0, spec.max_objects + 1)):
         name = spec.classes[rng.integers(len(spec.classes))]
-        coverage, size = _coverage(rng, OUTLINES[name], height, width, spec.object_sides)
+        coverage, size = _coverage(rng, OUTLINES[name], height, width, spec)
         solid = coverage > 0.5
         if not _all_visible(np.where(solid, len(names), owner), [*sizes, size]):
             continue
@@ -169,17 +172,17 @@ def _noise(rng: np.random.Generator, height: int, width: int, cells: int) -> np.
 
 
 def _coverage(
-    rng: np.random.Generator, outline: np.ndarray, height: int, width: int, object_sides: tuple[float, float]
+    rng: np.random.Generator, outline: np.ndarray, height: int, width: int, spec: ShapesSpec
 ) -> tuple[np.ndarray, float]:
     """Place one shape at random; (h, w) float, the part of each pixel that it covers, and its whole area in pixels.
 
     The turned outline is stretched to a box whose sides are log-uniform, so the box is tight whatever the angle. The
     box centre lies in the image: up to half of each side may be cut off.
     """
-    smallest, largest = object_sides[0], object_sides[1] * min(height, width)
+    smallest, largest = spec.object_sides[0], spec.object_sides[1] * min(height, width)
     side = np.exp(rng.uniform(np.log(smallest), np.log(largest)))
     box_wh = np.array([side, max(smallest, side * rng.uniform(0.5, 1))])[:: rng.choice([-1, 1])]
-    angle = rng.uniform(0, 2 * np.pi)
+    angle = np.deg2rad(rng.uniform(-spec.max_angle, spec.max_angle))
     turned = outline @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     low, high = turned.min(axis=0), turned.max(axis=0)
     unit = (turned - low) / (high - low) - 0.5

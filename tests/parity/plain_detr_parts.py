@@ -55,9 +55,7 @@ def box_rpb_for(options: dict, heads: int) -> BoxRPB | None:
     if options["decoder_type"] == "global_ape":
         return None
     assert options["decoder_type"] == "global_rpe_decomp"
-    return BoxRPB(
-        num_heads=heads, hidden_dim=options["decoder_rpe_hidden_dim"], offsets=options["decoder_rpe_type"]
-    )
+    return BoxRPB(num_heads=heads, hidden_dim=options["decoder_rpe_hidden_dim"], offsets=options["decoder_rpe_type"])
 
 
 def decoder_for(options: dict, coder: BoxCoder, implementation: str = "auto", **changes) -> Decoder:

@@ -16,9 +16,7 @@ PREFIX = "transformer.decoder.layers.0.cross_attn."
 
 def build(case, implementation):
     options = case.info["options"]
-    box_rpb = BoxRPB(
-        num_heads=options["num_heads"], hidden_dim=options["rpe_hidden_dim"], offsets=options["rpe_type"]
-    )
+    box_rpb = BoxRPB(num_heads=options["num_heads"], hidden_dim=options["rpe_hidden_dim"], offsets=options["rpe_type"])
     attention = CrossAttention(
         hidden_dim=options["dim"],
         num_heads=options["num_heads"],

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from plain_detr.decoder import DecoderInputs
 from tests.parity.golden import cases, load
 from tests.parity.plain_detr_parts import (
     check,
@@ -38,14 +39,16 @@ def test_layers_equal_the_released_ones(name, implementation):
         leaves = {key: given[key].clone().requires_grad_() for key in ("tgt", "query_pos", "src", "src_pos")}
         with recorded(decoder.final_norm) as outputs:
             layers = decoder(
-                leaves["tgt"],
-                leaves["query_pos"],
-                given["reference_points"],
-                groups,
-                leaves["src"],
-                leaves["src_pos"],
-                grid,
-                grid.extent_wh(torch.device("cpu")),
+                DecoderInputs(
+                    content=leaves["tgt"],
+                    position=leaves["query_pos"],
+                    reference=given["reference_points"],
+                    groups=groups,
+                    memory=leaves["src"],
+                    memory_position=leaves["src_pos"],
+                    grid=grid,
+                    extent=grid.extent_wh(torch.device("cpu")),
+                )
             )
         outputs = torch.stack(outputs)
         boxes = refined_boxes(layers, coder, grid.extent_wh(torch.device("cpu")))

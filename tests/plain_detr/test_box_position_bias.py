@@ -7,6 +7,7 @@ import torch
 
 from plain_detr import box_position_bias
 from plain_detr.box_position_bias import BoxRPB
+from plain_detr.decoder_layer import CrossAttention, DecoderLayer, init_transformer_linears
 
 
 def scaled(offset: float, kind: str) -> float:
@@ -94,3 +95,40 @@ def test_gradients_equal_those_of_the_plain_layers(pieces, monkeypatch):
         results.append([bias.x, bias.y, boxes.grad, *(parameter.grad for parameter in module.parameters())])
     for one, other in zip(*results):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-3)
+
+
+def test_attention_can_start_inside_the_box():
+    slope = 0.5
+    bias = BoxRPB(num_heads=3, hidden_dim=16, slope=slope)
+    for mlp in (bias.mlp_x, bias.mlp_y):
+        torch.nn.init.zeros_(mlp[0].weight)
+        torch.nn.init.zeros_(mlp[2].weight)
+    bias.reset_parameters()
+    boxes = torch.tensor([[[20.0, 12.0, 16.0, 8.0]]])  # x 12 to 28, y 8 to 16
+    with torch.no_grad():
+        found = bias(boxes, (4, 6), 8)  # cell centres at 4, 12, 20, ...
+    outside_x = torch.tensor([8.0, 0.0, 0.0, 0.0, 8.0, 16.0])
+    outside_y = torch.tensor([4.0, 0.0, 4.0, 12.0])
+    for head in range(3):
+        torch.testing.assert_close(found.x[0, head, 0], -slope / 2**head * outside_x)
+        torch.testing.assert_close(found.y[0, head, 0], -slope / 2**head * outside_y)
+
+
+def test_the_decoders_initialisation_keeps_the_start_inside_the_box():
+    torch.manual_seed(0)
+    attention = CrossAttention(hidden_dim=32, num_heads=4, box_rpb=BoxRPB(num_heads=4, hidden_dim=32, slope=0.3))
+    layer = DecoderLayer(hidden_dim=32, num_heads=4, feedforward_dim=32, cross_attention=attention)
+    init_transformer_linears(layer)
+    boxes = torch.tensor([[[32.0, 32.0, 24.0, 24.0]]])
+    queries, keys = torch.randn(1, 1, 32), torch.randn(1, 256, 32)
+    maps = layer.cross_attention.weights(queries, keys, boxes, (16, 16), 8)[0, :, 0]
+    inside = maps[:, 2:6, 2:6].sum((1, 2))
+    assert inside[0] > 0.8 and inside[0] > inside[1] > inside[2]
+    without = layer.cross_attention.weights(queries, keys, boxes, (16, 16), 8, with_bias=False)[0, :, 0]
+    assert (without[:, 2:6, 2:6].sum((1, 2)) < 0.2).all()
+
+
+@pytest.mark.parametrize("other", [{"axial": False}, {"corners": False}, {"offsets": "abs_log8"}])
+def test_a_start_inside_the_box_needs_the_form_that_can_express_it(other):
+    with pytest.raises(ValueError, match="SLOPE needs"):
+        BoxRPB(num_heads=2, hidden_dim=8, slope=0.3, **other)
