@@ -62,6 +62,30 @@ def add_d2x_config(cfg: CN) -> None:
     # ema only: let the decay grow as min(DECAY, (1 + n) / (10 + n)) with the number n of updates.
     cfg.WEIGHT_AVERAGING.RAMP = True
 
+    # Which checkpoints are kept besides those of SOLVER.CHECKPOINT_PERIOD and model_final.pth.
+    cfg.CHECKPOINT = CN()
+    cfg.CHECKPOINT.KEEP_LAST = 0  # so many of the latest model_NNNNNNN.pth, at least 2; 0 for all
+    cfg.CHECKPOINT.KEEP_BEST = ""  # a metric, e.g. "bbox/AP": model_best.pth holds the weights that were best in it
+    cfg.CHECKPOINT.SMALLER_IS_BETTER = False  # of that metric
+    # Write model_best as .safetensors, and the final weights as model_final.safetensors beside the .pth.
+    cfg.CHECKPOINT.SAFETENSORS = False
+
+    # End training when a metric has not improved by more than MIN_DELTA for PATIENCE evaluations in a row.
+    cfg.EARLY_STOP = CN()
+    cfg.EARLY_STOP.METRIC = ""  # e.g. "bbox/AP"; "" for never
+    cfg.EARLY_STOP.PATIENCE = 5
+    cfg.EARLY_STOP.MIN_DELTA = 0.0
+    cfg.EARLY_STOP.SMALLER_IS_BETTER = False
+
+    cfg.HEALTH = CN()
+    # A step whose loss or gradient is not finite is skipped; so many in a row end training. 0 for no limit.
+    cfg.HEALTH.MAX_NON_FINITE = 10
+    # The median loss of WINDOW steps is FACTOR times the lowest before it, or a part of the loss is zero.
+    cfg.HEALTH.COLLAPSE = CN()
+    cfg.HEALTH.COLLAPSE.WINDOW = 200  # 0 for no such check
+    cfg.HEALTH.COLLAPSE.FACTOR = 10.0
+    cfg.HEALTH.COLLAPSE.ACTION = "warn"  # or "stop"
+
     # Images per batch in evaluation.
     cfg.TEST.BATCH_SIZE = 1
     # Show one tqdm bar instead of a log line every 20 iterations.

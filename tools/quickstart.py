@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def train(args: argparse.Namespace, output: Path):
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=True)
         trainer.train()
+        if not final.exists():  # a signal ended it
+            sys.exit(f"stopped before the end: the same command goes on with {output}")
     cfg.MODEL.WEIGHTS = str(final)
     return cfg
 

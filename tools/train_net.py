@@ -5,13 +5,14 @@ import logging
 import os
 import sys
 
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 
 import centerx  # noqa: F401  (registers its models and recipe)
 import plain_detr  # noqa: F401
 from d2x.engine.checkpoint import Checkpointer
-from d2x.engine.errors import one_line_errors
+from d2x.engine.durable import require_writable
+from d2x.engine.launch import is_restart, launch
 from d2x.engine.load_cfg import load_cfg, prepare_data
 from d2x.engine.logs import setup_logs
 from d2x.engine.trainer import Trainer
@@ -23,6 +24,10 @@ EPILOG = """examples:
   resume      ... --resume
   evaluate    ... --eval-only MODEL.WEIGHTS output/model_final.pth
   override    ... SOLVER.BASE_LR 0.01 SOLVER.MAX_ITER 1000
+  processes   ... --num-processes 2                                (on the CPU; on GPUs: --num-gpus 2)
+              torchrun --standalone --nproc-per-node 2 --max-restarts 3 tools/train_net.py ...
+
+SIGTERM and SIGINT end a training after the current step, with a checkpoint and exit status 0; --resume goes on from it.
 """
 
 
@@ -30,6 +35,9 @@ def parser():
     """detectron2's arguments plus the user's own data."""
     result = default_argument_parser(EPILOG)
     result.description = __doc__
+    result.add_argument(
+        "--num-processes", type=int, metavar="N", help="processes on this machine; what --num-gpus is called on a CPU"
+    )
     data = result.add_argument_group("own data", "COCO json and image folder; classes follow from the json")
     data.add_argument("--train-json", metavar="JSON")
     data.add_argument("--train-images", metavar="FOLDER")
@@ -47,6 +55,9 @@ def setup(args):
             opts += [f"DATASETS.{name.upper()}", value]
     cfg = prepare_data(load_cfg(args.config_file, opts))
     cfg.freeze()
+    if comm.is_main_process():
+        require_writable(cfg.OUTPUT_DIR)
+    comm.synchronize()
     setup_logs(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     return cfg
@@ -54,6 +65,7 @@ def setup(args):
 
 def main(args):
     """Run one process; returns the evaluation results."""
+    args.resume = args.resume or is_restart()
     cfg = setup(args)
     if args.eval_only:
         if not cfg.MODEL.WEIGHTS and not args.resume:
@@ -71,14 +83,13 @@ def main(args):
 
 if __name__ == "__main__":
     arguments = parser().parse_args()
-    with one_line_errors():
-        launch(
-            main,
-            arguments.num_gpus,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(arguments,),
-        )
+    launch(
+        main,
+        (arguments,),
+        processes=arguments.num_processes or arguments.num_gpus,
+        machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+    )
     logging.shutdown()
     sys.exit(0)

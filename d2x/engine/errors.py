@@ -2,21 +2,48 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
+
+import torch.distributed as dist
+
+# What gloo, NCCL and the store say when another process is gone, and what follows in the processes that wait for it.
+LOST = re.compile(
+    r"connection (closed|reset|refused|was likely closed)|broken pipe|socket|timed out|timeout|nccl|gloo", re.I
+)
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn ``ValueError`` and ``FileNotFoundError`` into ``error: ...`` on stderr and exit status 1.
+    """Turn ``ValueError`` and ``OSError`` into ``error: ...`` on stderr and exit status 1.
 
-    These are what the packages raise for wrong input; anything else is a bug and keeps its traceback. With the
-    environment variable ``D2X_TRACEBACK`` set, everything does.
+    These are what the packages raise for wrong input, and what a full or missing disk raises; a lost process of the
+    same job is a third kind. Anything else is a bug and keeps its traceback. With the environment variable
+    ``D2X_TRACEBACK`` set, everything does.
     """
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
-        if os.environ.get("D2X_TRACEBACK"):
+    except Exception as error:
+        text = one_line(error)
+        if text is None:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {text}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def one_line(error: BaseException) -> str | None:
+    """The message of an error that is not a bug, as one line; None for a bug."""
+    if os.environ.get("D2X_TRACEBACK"):
+        return None
+    text = " ".join(str(error).split())
+    if lost_process(error):
+        return f"process {dist.get_rank()} lost another process of the job ({text[:200]}); go on with --resume"
+    return text if isinstance(error, (ValueError, OSError)) else None
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether an error comes from talking to a process of the job that is no longer there."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return False
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and bool(LOST.search(str(error))))

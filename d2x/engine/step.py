@@ -8,6 +8,8 @@ import torch
 from detectron2.engine import SimpleTrainer
 from torch import Tensor
 
+from d2x.engine.health import StepGuard
+
 LossTransform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -24,6 +26,7 @@ class TrainStep(SimpleTrainer):
             back-propagated, while the model's own values are what is logged. A transform may have ``state_dict`` and
             ``load_state_dict``, ``non_finite`` (names of losses it has dealt with, which are then not logged) and
             ``forbids_step`` (no optimizer step unless another of the accumulated batches allows one).
+        guard: may forbid the step when something is not finite; None lets detectron2's writer raise.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class TrainStep(SimpleTrainer):
         precision: str = "float32",
         accumulate: int = 1,
         loss_transforms: Sequence[LossTransform] = (),
+        guard: StepGuard | None = None,
     ):
         super().__init__(model, data_loader, optimizer)
         if precision not in PRECISIONS:
@@ -46,33 +50,46 @@ class TrainStep(SimpleTrainer):
             raise ValueError(f"SOLVER.ACCUMULATE must be at least 1, got {accumulate}")
         self.dtype, self.accumulate = PRECISIONS[precision], accumulate
         self.loss_transforms = list(loss_transforms)
+        self.guard = guard
+        self.batches_taken = 0  # of the loader's iterator
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=precision == "float16")
 
     def run_step(self) -> None:
         self.optimizer.zero_grad()
         logged: dict[str, Tensor] = {}
+        batches, seen, totals = [], [], []
         data_time = 0.0
         allowed = False
+        if self.guard:
+            self.guard.before_step()
         for index in range(self.accumulate):
             start = time.perf_counter()
             data = next(self._data_loader_iter)
+            self.batches_taken += 1
             data_time += time.perf_counter() - start
             last = index == self.accumulate - 1
             with contextlib.ExitStack() as stack:
                 if not last and hasattr(self.model, "no_sync"):
                     stack.enter_context(self.model.no_sync())
-                losses = self._forward_backward(data)
+                losses, total = self._forward_backward(data)
             allowed = allowed or not any(getattr(t, "forbids_step", False) for t in self.loss_transforms)
             for name, value in losses.items():
                 logged[name] = logged.get(name, 0) + value.detach() / self.accumulate
+            batches.append(data)
+            seen.append(losses)
+            totals.append(total)
         self.after_backward()
+        scaled = self.grad_scaler.is_enabled()
+        if self.guard and not self.guard.allows(self.iter, batches, seen, sum(totals), check_gradients=not scaled):
+            return  # detectron2's writer would raise
         self._write_metrics(logged, data_time)
         if not allowed:
             return
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _forward_backward(self, data: list[dict]) -> dict[str, Tensor]:
+    def _forward_backward(self, data: list[dict]) -> tuple[dict[str, Tensor], Tensor]:
+        """The model's losses that no transform has dealt with, and the value that was back-propagated."""
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
             losses = self.model(data)
         weighted = losses
@@ -81,7 +98,7 @@ class TrainStep(SimpleTrainer):
         total = sum(weighted.values()) / self.accumulate
         self.grad_scaler.scale(total).backward()
         dealt_with = {name for t in self.loss_transforms for name in getattr(t, "non_finite", ())}
-        return {name: value for name, value in losses.items() if name not in dealt_with}
+        return {name: value.detach() for name, value in losses.items() if name not in dealt_with}, total.detach()
 
     def state_dict(self) -> dict:
         transforms = [t.state_dict() if hasattr(t, "state_dict") else {} for t in self.loss_transforms]
@@ -89,6 +106,7 @@ class TrainStep(SimpleTrainer):
             **super().state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),
             "loss_transforms": transforms,
+            **({"guard": self.guard.state_dict()} if self.guard else {}),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -97,4 +115,6 @@ class TrainStep(SimpleTrainer):
         for transform, saved in zip(self.loss_transforms, state.get("loss_transforms", ())):
             if saved:
                 transform.load_state_dict(saved)
+        if self.guard and "guard" in state:
+            self.guard.load_state_dict(state["guard"])
         super().load_state_dict(state)

@@ -1,27 +1,38 @@
 """The trainer of every detector here: detectron2's ``DefaultTrainer`` with the parts its config cannot choose."""
 
+import contextlib
 import logging
 import os
 import weakref
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2x.data.mapper import make_test_mapper, make_train_mapper
 from d2x.engine.adaptive_loss import build_loss_transforms
 from d2x.engine.checkpoint import Checkpointer
+from d2x.engine.checkpoint_hooks import BestCheckpoint, PeriodicCheckpoints
+from d2x.engine.collapse import LossCollapse
 from d2x.engine.compile_blocks import compile_blocks
+from d2x.engine.durable import remove_leftovers, require_writable
+from d2x.engine.errors import one_line
+from d2x.engine.evaluation import ResumableEvalHook, share_buffers
+from d2x.engine.health import StepGuard
 from d2x.engine.optim import build_optimizer
 from d2x.engine.progress import ProgressBar
 from d2x.engine.recipe import get_recipe
 from d2x.engine.schedules import build_lr_scheduler, epochs_to_iterations
+from d2x.engine.seeding import SeedEachStep
 from d2x.engine.step import TrainStep
+from d2x.engine.stopping import EarlyStop, StopOnSignal, StopSignals
+from d2x.engine.train_loader import build_train_loader, run_seed
 from d2x.engine.weight_averaging import WeightAveraging
 
 logger = logging.getLogger(__name__)
@@ -32,13 +43,22 @@ class Trainer(DefaultTrainer):
 
     Differences from ``DefaultTrainer``: augmentations and parameter groups come from the recipe; the optimizer, the
     flat-then-cosine schedule, accumulation, bfloat16 and averaged weights come from the config; checkpoints are
-    written atomically and read safely.
+    written atomically and read safely, and a run that is resumed from one goes on, on a CPU bit for bit, as if it had
+    never been interrupted (docs/fault_tolerance.md). ``train`` may end before ``max_iter``, see ``request_stop``.
+
+    Raises:
+        WriteError: ``OUTPUT_DIR`` cannot be written.
+        ValueError: a key of the config has a value that cannot be.
     """
 
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)  # DefaultTrainer's own constructor fixes the step and the checkpointer
         cfg = epochs_to_iterations(cfg, _num_images(cfg) if cfg.SOLVER.UNIT == "epochs" else 0)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        if comm.is_main_process():
+            require_writable(cfg.OUTPUT_DIR)
+            for name in remove_leftovers(cfg.OUTPUT_DIR):
+                logger.info("removed %s, left half-written by an earlier process", os.path.join(cfg.OUTPUT_DIR, name))
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
@@ -46,19 +66,85 @@ class Trainer(DefaultTrainer):
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.signals, self._stop = StopSignals(), ""
         self._averaging = WeightAveraging.from_cfg(cfg, model) if cfg.WEIGHT_AVERAGING.ENABLED else None
         if cfg.SOLVER.COMPILE:
             logger.info("compiling %d blocks when they first run", len(compile_blocks(model)))
-        model = create_ddp_model(model, broadcast_buffers=False)
+        devices = {} if next(model.parameters()).is_cuda else {"device_ids": None}
         self._trainer = TrainStep(
-            model,
+            create_ddp_model(model, broadcast_buffers=False, **devices),
             data_loader,
             optimizer,
             precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "float32",
             accumulate=cfg.SOLVER.ACCUMULATE,
             loss_transforms=build_loss_transforms(cfg, model),
+            guard=StepGuard(
+                model, max_in_a_row=cfg.HEALTH.MAX_NON_FINITE, checkpointer=self.checkpointer, config=cfg.dump()
+            ),
         )
         self.register_hooks(self.build_hooks())
+
+    @property
+    def seed(self) -> int:
+        """What every random choice of the run follows from; of a resumed run, the seed it was started with."""
+        return self.data_loader.batch_sampler.seed
+
+    def request_stop(self, reason: str) -> None:
+        """End training after the current step, as an orderly end; ``reason`` is logged. Call it from a hook."""
+        self._stop = reason
+
+    def train(self) -> dict | None:
+        """Run from ``start_iter`` to ``max_iter``, or until a hook or a signal ends it.
+
+        Returns:
+            Evaluation results, where the config has expectations of them.
+        """
+        logger.info("Starting training from iteration %d", self.start_iter)
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage, self.signals:
+            try:
+                self.before_train()
+                self.iter = self.start_iter
+                while self.iter < self.max_iter and not self._stop:
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.iter += 1
+                if not self._stop:
+                    self.after_train()
+            except BaseException as error:
+                _log_end(error)
+                self._close(suppress=True)
+                raise
+            if self._stop:
+                self.iter -= 1
+                self._close()
+                logger.warning(self._stop)
+        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process() and not self._stop:
+            verify_results(self.cfg, self._last_eval_results)
+            return self._last_eval_results
+        return None
+
+    def _close(self, *, suppress: bool = False) -> None:
+        """The hooks' ends without what belongs to a finished training only: the last evaluation."""
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            if not isinstance(hook, (hooks.EvalHook, BestCheckpoint)):
+                with contextlib.suppress(*[Exception] * suppress):
+                    hook.after_train()
+
+    def state_dict(self) -> dict:
+        order = self.data_loader.batch_sampler.state_after(self._trainer.batches_taken)
+        return {**super().state_dict(), "data_order": order}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        if "data_order" not in state_dict:
+            logger.warning("the checkpoint does not say which samples were used: the data start from the beginning")
+            return
+        if not self.data_loader.batch_sampler.continue_from(state_dict["data_order"]):
+            logger.warning("the training data have changed since the checkpoint: a new epoch starts")
+        self.data_loader.dataset.seed = self.seed
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -79,7 +165,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         augmentations = get_recipe(cfg.MODEL.META_ARCHITECTURE).train_augmentations(cfg)
-        return build_detection_train_loader(cfg, mapper=make_train_mapper(cfg, augmentations))
+        return build_train_loader(cfg, make_train_mapper(cfg, augmentations), run_seed(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -94,31 +180,86 @@ class Trainer(DefaultTrainer):
         return COCOEvaluator(dataset_name, tasks=("bbox",), output_dir=folder, max_dets_per_image=None)
 
     def build_hooks(self) -> list[HookBase]:
-        """detectron2's hooks, with averaged weights applied before they are saved or evaluated, then the recipe's."""
-        found = super().build_hooks()
-        if self._averaging:
-            after_lr = 1 + next(i for i, hook in enumerate(found) if isinstance(hook, hooks.LRScheduler))
-            found.insert(after_lr, self._averaging)
-            self._evaluate_averaged(found)
-        extra = get_recipe(self.cfg.MODEL.META_ARCHITECTURE).extra_hooks(self.cfg, self)
-        last = len(found) - 1 if comm.is_main_process() else len(found)  # the writer stays last
-        found[last:last] = extra
-        if self.cfg.PROGRESS_BAR and comm.is_main_process():
+        """detectron2's hooks, some replaced by ours, with averaged weights applied before they are saved or evaluated.
+
+        Then the recipe's, and last what may end training.
+        """
+        cfg, found, main = self.cfg, super().build_hooks(), comm.is_main_process()
+        checkpoints = PeriodicCheckpoints(
+            self.checkpointer,
+            cfg.SOLVER.CHECKPOINT_PERIOD,
+            keep_last=cfg.CHECKPOINT.KEEP_LAST,
+            safetensors=cfg.CHECKPOINT.SAFETENSORS,
+        )
+        ours = {
+            hooks.PeriodicCheckpointer: checkpoints,
+            hooks.EvalHook: ResumableEvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+        }
+        found = [SeedEachStep(), *(ours.get(type(hook), hook) for hook in found if hook is not None)]
+        # what changes with every step comes before the checkpoints, or they would hold its state of the step before
+        after_lr = 1 + next(i for i, hook in enumerate(found) if isinstance(hook, hooks.LRScheduler))
+        found[after_lr:after_lr] = self._hooks_of_every_step()
+        last = len(found) - 1 if main else len(found)  # the writer stays last
+        extra = get_recipe(cfg.MODEL.META_ARCHITECTURE).extra_hooks(cfg, self)
+        found[last:last] = [*self._hooks_of_results(), *extra]
+        if cfg.PROGRESS_BAR and main:
             found.append(ProgressBar())
+        return [*found, StopOnSignal(self.signals, checkpoints if main else None)]
+
+    def _hooks_of_every_step(self) -> list[HookBase]:
+        collapse = self.cfg.HEALTH.COLLAPSE
+        found: list[HookBase] = [self._averaging] if self._averaging else []
+        if collapse.WINDOW:
+            found.append(LossCollapse(window=collapse.WINDOW, factor=collapse.FACTOR, action=collapse.ACTION))
         return found
 
-    def _evaluate_averaged(self, found: list[HookBase]) -> None:
-        def evaluate():
-            with self._averaging.applied():
-                self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
+    def _hooks_of_results(self) -> list[HookBase]:
+        """What looks at evaluation results. Resuming evaluates again, so these come after the checkpoints."""
+        checkpoint, stop = self.cfg.CHECKPOINT, self.cfg.EARLY_STOP
+        found: list[HookBase] = []
+        if checkpoint.KEEP_BEST and comm.is_main_process():
+            found.append(
+                BestCheckpoint(
+                    self.checkpointer,
+                    checkpoint.KEEP_BEST,
+                    smaller_is_better=checkpoint.SMALLER_IS_BETTER,
+                    evaluated=self._evaluated_weights,
+                    safetensors=checkpoint.SAFETENSORS,
+                )
+            )
+        if stop.METRIC:
+            found.append(
+                EarlyStop(
+                    stop.METRIC,
+                    patience=stop.PATIENCE,
+                    min_delta=stop.MIN_DELTA,
+                    smaller_is_better=stop.SMALLER_IS_BETTER,
+                    period=self.cfg.TEST.EVAL_PERIOD,
+                )
+            )
+        return found
 
-        index = next(i for i, hook in enumerate(found) if isinstance(hook, hooks.EvalHook))
-        found[index] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)
+    def _evaluated_weights(self) -> contextlib.AbstractContextManager:
+        return self._averaging.applied() if self._averaging else contextlib.nullcontext()
+
+    def _evaluate(self) -> dict:
+        with self._evaluated_weights():
+            share_buffers(self.model)
+            self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     def build_writers(self):
         writers = super().build_writers()
         return writers[1:] if self.cfg.PROGRESS_BAR else writers  # the first one prints lines
+
+
+def _log_end(error: BaseException) -> None:
+    """What is wrong with the user's input or machine in one line, a bug with its traceback."""
+    text = one_line(error)
+    if text is not None:
+        logger.error("training ended: %s", text)
+    else:
+        logger.error("training ended", exc_info=error)
 
 
 def _num_images(cfg: CfgNode) -> int:

@@ -1,0 +1,119 @@
+"""Files that are there complete or not at all, whatever happens while they are written."""
+
+import contextlib
+import io
+import os
+import re
+from typing import BinaryIO
+
+TEMPORARY = re.compile(r"\.\d+\.tmp$")
+
+
+class WriteError(OSError):
+    """A file that could not be written; the message is one line that names it and the reason."""
+
+
+class atomic_write:
+    """Context manager: a binary file that appears under ``path`` complete, or not at all.
+
+    It is written under another name (``path.PID.tmp``), forced to the disk, and renamed; then the folder is forced to
+    the disk, too, so that the new name survives a power cut. If anything fails, the temporary file is removed and what
+    was under ``path`` before is untouched.
+
+    Raises:
+        WriteError: the disk is full, the folder is missing or read-only, and so on.
+    """
+
+    def __init__(self, path: str):
+        self._path, self._temporary = path, f"{path}.{os.getpid()}.tmp"
+
+    def __enter__(self) -> BinaryIO:
+        try:
+            self._file = _RememberingFile(self._temporary, "wb")
+        except OSError as error:
+            raise _write_error(self._path, error) from error
+        return self._file
+
+    def __exit__(self, kind, error, traceback) -> None:
+        failure = self._file.error  # torch.save reports it as an error of its own
+        try:
+            if kind is None and failure is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        except OSError as found:
+            failure = found
+        try:
+            self._file.close()
+        except OSError as found:  # close writes what flush could not
+            failure = failure or found
+        if kind is None and failure is None:
+            try:
+                os.replace(self._temporary, self._path)
+                fsync_folder(os.path.dirname(self._path))
+                return
+            except OSError as found:
+                failure = found
+        with contextlib.suppress(OSError):
+            os.unlink(self._temporary)
+        if failure is not None:
+            raise _write_error(self._path, failure) from failure
+
+
+class _RememberingFile(io.FileIO):
+    """An unbuffered file that keeps the first error of a write, and writes all it is given."""
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view):
+                done += super().write(view[done:])
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        return done
+
+
+def fsync_folder(folder: str) -> None:
+    """Force a folder's list of names to the disk (not possible, and not needed, on Windows)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder or ".", os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def require_writable(folder: str) -> None:
+    """Make a folder if it is missing, and try to write into it.
+
+    Raises:
+        WriteError: that is not possible; names the folder and the reason.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise _write_error(folder, error, "cannot make the folder") from error
+    probe = os.path.join(folder, "writable")
+    with atomic_write(probe) as file:
+        file.write(b"1")
+    os.unlink(probe)
+
+
+def remove_leftovers(folder: str) -> list[str]:
+    """Remove temporary files that a killed process left in a folder; returns their names.
+
+    Only one run may use a folder at a time: a file that another process is just writing would be removed, too.
+    """
+    names = sorted(name for name in os.listdir(folder) if TEMPORARY.search(name))
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
+    return names
+
+
+def _write_error(path: str, error: OSError, what: str = "cannot write") -> WriteError:
+    return WriteError(f"{what} {path}: {error.strerror or error}")

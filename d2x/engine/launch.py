@@ -1,0 +1,100 @@
+"""Starts the processes of a job: one, several on this machine and others, or as ``torchrun`` has started them."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch as launch_detectron2
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from d2x.engine.errors import one_line_errors
+from d2x.engine.stopping import SIGNALS
+
+logger = logging.getLogger(__name__)
+
+
+def under_torchrun() -> bool:
+    """Whether ``torchrun`` (or ``torch.distributed.run``) has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_restart() -> bool:
+    """Whether ``torchrun --max-restarts`` has started this process again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def launch(
+    main: Callable,
+    args: tuple,
+    *,
+    processes: int = 1,
+    machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str | None = None,
+) -> None:
+    """Call ``main(*args)`` in every process of the job; gloo on CPUs, NCCL on GPUs.
+
+    Under ``torchrun`` the other arguments are not looked at: it has started the processes. User errors are one line in
+    each process, and a process that dies takes the job down: exit status 1 (never returns then).
+
+    Args:
+        processes: on each machine; 0 is 1.
+        machines, machine_rank, dist_url: see detectron2's ``launch``.
+    """
+    if under_torchrun():
+        with one_line_errors():
+            _join_group()
+            main(*args)
+            dist.destroy_process_group()
+        return
+    processes = max(processes, 1)
+    if processes * machines == 1:
+        with one_line_errors():
+            main(*args)
+        return
+    before = {one: signal.signal(one, _pass_on) for one in SIGNALS}
+    try:
+        with one_line_errors():
+            launch_detectron2(_main_of_process, processes, machines, machine_rank, dist_url, (main, args))
+    except ProcessExitedException as error:
+        how = f"was ended by {error.signal_name}" if error.signal_name else f"ended with exit status {error.exit_code}"
+        print(
+            f"error: process {error.error_index} {how}, the others were stopped; go on with --resume", file=sys.stderr
+        )
+        sys.exit(1)
+    except ProcessRaisedException as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _main_of_process(main: Callable, args: tuple) -> None:
+    with one_line_errors():
+        main(*args)
+
+
+def _pass_on(number: int, frame) -> None:
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, number)
+
+
+def _join_group() -> None:
+    local, on_this_machine = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if 0 < gpus < on_this_machine:
+        raise ValueError(
+            f"torchrun has started {on_this_machine} processes, but there are {gpus} GPUs; to train on the CPU set"
+            " CUDA_VISIBLE_DEVICES to nothing"
+        )
+    if gpus:
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if gpus else "gloo")
+    comm.create_local_process_group(on_this_machine)
