@@ -20,13 +20,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
+from d2x.data.coco_cache import open_index
 from d2x.data.coco_classes import read_coco_classes
+from d2x.data.coco_index import IndexedRecords
 from d2x.data.crowd_human import read_crowd_human
 from d2x.data.pseudo_txt import join_records, read_pseudo_txt
-from d2x.data.records import require_folder
-from d2x.data.validation import read_coco_json
 from d2x.data.wider_face import read_voc_xml, read_wider_face
 
 VOC_FACES = "wider_face_add_lm_10_10_add_mafa"
@@ -68,7 +67,7 @@ def _register(
         metadata.labelled_classes = labelled
 
 
-def _load(name: str, read: Callable[[], list[dict]]) -> list[dict]:
+def _load(name: str, read: Callable[[], Sequence[dict]]) -> Sequence[dict]:
     try:
         records = read()
     except FileNotFoundError as error:
@@ -76,6 +75,8 @@ def _load(name: str, read: Callable[[], list[dict]]) -> list[dict]:
             f"data set '{name}': {error}; the environment variable DETECTRON2_DATASETS says where data sets are"
             f" (now {datasets_root()})"
         ) from error
+    if isinstance(records, IndexedRecords):
+        return records
     for record in records:
         record["dataset_name"] = name
     return records
@@ -128,19 +129,20 @@ def _pseudo_person_face() -> list[dict]:
     )
 
 
-def _objects365(split: str) -> Callable[[], list[dict]]:
-    def read() -> list[dict]:
+def _objects365(split: str) -> Callable[[], Sequence[dict]]:
+    def read() -> Sequence[dict]:
         root, name = datasets_root() / "objects365", f"objects365_{split}"
         json_file = str(root / "annotations" / f"zhiyuan_objv2_{split}.json")
-        categories = sorted(read_coco_json(json_file)["categories"], key=lambda category: category["id"])
-        require_folder(root / split, json_file)
+        index = open_index(json_file, str(root / split), need_images=False)
+        categories = index.header["categories"]
         metadata = MetadataCatalog.get(name)
         metadata.set(
             thing_classes=[category["name"] for category in categories],
             thing_dataset_id_to_contiguous_id={category["id"]: i for i, category in enumerate(categories)},
             json_file=json_file,
             image_root=str(root / split),
+            indexed=True,
         )
-        return load_coco_json(json_file, str(root / split), name)
+        return IndexedRecords(index, str(root / split), name)
 
     return read

@@ -1,7 +1,9 @@
 """The folder for generated and cleaned data sets, and writing into it so that no half-written file is ever read."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -10,14 +12,27 @@ def cache_dir() -> Path:
     return Path(os.environ.get("D2X_CACHE") or Path.home() / ".cache" / "d2x")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file under another name first, then move it in place; makes the folder if needed."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name in the same folder to write to; it takes the place of ``path`` at the end, or is removed on an error.
+
+    Makes the folder if needed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        yield Path(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file under another name first, then move it in place; makes the folder if needed."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

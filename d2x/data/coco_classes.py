@@ -4,8 +4,10 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 
+from d2x.data.problems import Problems
+from d2x.data.record_rules import box_fault
 from d2x.data.records import add_box, finish, make_record, require_folder
-from d2x.data.validation import Problems, box_fault, read_coco_json
+from d2x.data.validation import read_coco_json
 
 IMAGES = ("every", "any", "all")
 

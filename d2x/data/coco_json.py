@@ -3,18 +3,17 @@
 import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
-from d2x.data.validation import checked_json
+from d2x.data.coco_cache import open_index
+from d2x.data.coco_index import IndexedRecords
 
 
-def register_coco_json(
-    name: str, json_file: str, image_root: str, *, labelled_classes: list[int] | None = None
-) -> str:
+def register_coco_json(name: str, json_file: str, image_root: str, *, labelled_classes: list[int] | None = None) -> str:
     """Register a COCO json; its classes become known at once, its records when they are first asked for.
 
-    Bad records (see ``d2x.data.validation``) are reported here, once, and left out of training and evaluation alike:
+    Bad records (see ``d2x.data.coco_scan``) are reported here, once, and left out of training and evaluation alike:
     ``metadata.json_file`` then is a cleaned copy in the cache folder, ``metadata.source_json`` always the user's file.
+    Records are ``IndexedRecords``; of a large json the index is kept in the cache folder for the next start.
     Registering the same files under the same name again does nothing.
 
     Args:
@@ -36,26 +35,20 @@ def register_coco_json(
         if MetadataCatalog.get(name).get("registered_from") != identity:
             raise ValueError(f"data set name '{name}' is already in use for other files than {json_file}, {image_root}")
         return name
-    usable_json, categories = checked_json(json_file, image_root)
+    index = open_index(json_file, image_root)
+    categories = index.header["categories"]
     metadata = MetadataCatalog.get(name)
     metadata.set(
         thing_classes=[category["name"] for category in categories],
         thing_dataset_id_to_contiguous_id={category["id"]: index for index, category in enumerate(categories)},
-        json_file=usable_json,
+        json_file=index.header["json_file"],
         source_json=json_file,
         image_root=image_root,
         evaluator_type="coco",
+        indexed=True,
         registered_from=identity,
     )
     if labelled_classes is not None:
         metadata.labelled_classes = list(labelled_classes)
-    DatasetCatalog.register(name, lambda: _load(name, usable_json, image_root))
+    DatasetCatalog.register(name, lambda: IndexedRecords(index, image_root, name))
     return name
-
-
-def _load(name: str, json_file: str, image_root: str) -> list[dict]:
-    """Records in detectron2's format, each with its data set's name."""
-    records = load_coco_json(json_file, image_root, name)
-    for record in records:
-        record["dataset_name"] = name
-    return records

@@ -3,8 +3,8 @@
 import json
 import os
 
+from d2x.data.problems import Problems
 from d2x.data.records import add_box, finish, image_size, make_record, read_lines, reading, require_folder
-from d2x.data.validation import Problems
 
 BOXES = {"visible": "vbox", "full": "fbox", "head": "hbox"}
 

@@ -4,8 +4,8 @@ import copy
 import os
 from collections.abc import Sequence
 
+from d2x.data.problems import Problems
 from d2x.data.records import add_box, finish, make_record, read_lines, require_folder
-from d2x.data.validation import Problems
 
 
 def read_pseudo_txt(

@@ -10,7 +10,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
-from d2x.data.validation import Problems
+from d2x.data.problems import Problems
 
 logger = logging.getLogger(__name__)
 

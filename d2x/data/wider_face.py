@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from d2x.data.problems import Problems
 from d2x.data.records import add_box, finish, image_size, make_record, read_lines, reading, require_folder
-from d2x.data.validation import Problems
 
 
 class Face(NamedTuple):
