@@ -30,13 +30,14 @@ def keep_peaks(heatmap: Tensor) -> Tensor:
 
 
 def keep_peaks_without_equality(heatmap: Tensor) -> Tensor:
-    """``keep_peaks`` from layers that every runtime has: max-pool, subtract, add, ReLU, multiply. float32 only.
+    """``keep_peaks`` from layers that every runtime has: max-pool, subtract, multiply, add, ReLU. float32 only.
 
-    A cell is multiplied by ``relu(heatmap - maximum + 1e-9) * 1e9``, which is 1 at a peak and 0 elsewhere. Only scores
-    below 1/64 lie so close together that a neighbour of a peak keeps a part of its value.
+    A cell is multiplied by ``relu((heatmap - maximum) * 1e9 + 1)``, which is 1 at a peak and 0 elsewhere. Only scores
+    below 1/64 lie so close together that a neighbour of a peak keeps a part of its value. It is the released
+    ``relu(heatmap - maximum + 1e-9) * 1e9``, in which exporters take the 1e-9 for nothing and leave it out.
     """
     maximum = F.max_pool2d(heatmap, 3, stride=1, padding=1)
-    return heatmap * (F.relu(heatmap - maximum + 1e-9) * 1e9)
+    return heatmap * F.relu((heatmap - maximum) * 1e9 + 1)
 
 
 def decode(heatmap: Tensor, size: Tensor, offset: Tensor | None, max_detections: int) -> CenterDetections:
@@ -62,7 +63,8 @@ def read_best_cells(heatmap: Tensor, size: Tensor, offset: Tensor | None, count:
     classes = index // (height * width)
     cell = index - classes * (height * width)
 
-    corner = torch.stack([cell % width, cell // width], dim=-1).to(size.dtype)
+    row = cell // width
+    corner = torch.stack([cell - row * width, row], dim=-1).to(size.dtype)  # no %: it does not export
     centre = corner + (0.5 if offset is None else gather_cells(offset, cell))
     half = gather_cells(size, cell, classes) / 2
     return CenterDetections(torch.cat([centre - half, centre + half], dim=-1), scores, classes, cell)

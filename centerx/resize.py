@@ -6,6 +6,8 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 from PIL import Image
 
+from d2x.deploy.resize import fitted_size
+
 INTERPOLATIONS = ("bilinear", "opencv_bilinear", "opencv_area")
 ROUNDINGS = ("nearest", "down")
 
@@ -67,12 +69,3 @@ class OpenCVResize(Transform):
 
     def inverse(self) -> "OpenCVResize":
         return OpenCVResize(self.new, self.old, area=self.area)
-
-
-def fitted_size(old: tuple[int, int], bounds: tuple[int, int], rounding: str = "nearest") -> tuple[int, int]:
-    """(height, width) of an image of size ``old`` after fitting it into ``bounds``; at least one pixel each."""
-    ratio = min(bounds[0] / old[0], bounds[1] / old[1])
-    # round to nearest, halves up: int() alone takes 511.99999 for 511
-    half = 0.5 if rounding == "nearest" else 0.0
-    height, width = (max(1, int(side * ratio + half)) for side in old)
-    return height, width

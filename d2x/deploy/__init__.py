@@ -1,0 +1,5 @@
+"""Exported models: how they are made, and how they are run. Importing the package needs neither torch nor detectron2."""
+
+from d2x.deploy.infer import Detections, Detector, load
+
+__all__ = ["Detections", "Detector", "load"]

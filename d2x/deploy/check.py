@@ -1,0 +1,98 @@
+"""How far an exported model is from PyTorch, detection by detection."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from d2x.deploy.infer import Detections
+
+# A detection this close to the last score kept may be cut off on one side only.
+CUT_OFF = 1e-4
+
+
+class Tolerance(NamedTuple):
+    """Largest differences allowed: of scores, and of box corners in pixels of the image."""
+
+    score: float = 1e-4
+    box: float = 0.05
+
+
+class Comparison(NamedTuple):
+    """Worst differences over some images.
+
+    Attributes:
+        images, detections: how many were compared.
+        score: largest difference of scores.
+        box: largest difference of a corner coordinate, pixels of the image.
+        unmatched: detections of one side without a partner of the same class on the other.
+        where: name of the image with the largest difference, relative to the tolerances.
+    """
+
+    images: int = 0
+    detections: int = 0
+    score: float = 0.0
+    box: float = 0.0
+    unmatched: int = 0
+    where: str = ""
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """Whether nothing is unmatched and no difference exceeds its tolerance."""
+        return not self.unmatched and self.score <= tolerance.score and self.box <= tolerance.box
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} images, {self.detections} detections: worst score difference {self.score:.2e},"
+            f" worst box difference {self.box:.4f} px, {self.unmatched} without a partner"
+            + (f" (worst in {self.where})" if self.where else "")
+        )
+
+
+def compare(expected: Detections, found: Detections, *, limit: int, name: str = "") -> Comparison:
+    """Pair the detections of one image so that the differences are smallest, and measure them.
+
+    Args:
+        expected: by PyTorch.
+        found: by the exported model.
+        limit: most detections that either side gives: past it, near-equal scores may have cut off different ones.
+        name: of the image.
+    """
+    score = box = 0.0
+    pairs = 0
+    sides = (expected, found)
+    left = [np.ones(len(one.scores), dtype=bool) for one in sides]
+    for label in np.union1d(expected.classes, found.classes):
+        mine, theirs = np.flatnonzero(expected.classes == label), np.flatnonzero(found.classes == label)
+        by_score = np.abs(expected.scores[mine, None] - found.scores[None, theirs])
+        by_box = np.abs(expected.boxes[mine, None] - found.boxes[None, theirs]).max(axis=-1)
+        rows, columns = linear_sum_assignment(by_box + by_score * 1e3)
+        kept = _are_partners(expected.boxes[mine[rows]], by_box[rows, columns])
+        rows, columns = rows[kept], columns[kept]
+        left[0][mine[rows]] = left[1][theirs[columns]] = False
+        pairs += len(rows)
+        score = max(score, by_score[rows, columns].max(initial=0.0))
+        box = max(box, by_box[rows, columns].max(initial=0.0))
+    full = [one.scores.min(initial=np.inf) for one in sides if len(one.scores) >= limit]
+    lone = sum(int((one.scores[alone] > max(full, default=0.0) + CUT_OFF).sum()) for one, alone in zip(sides, left))
+    return Comparison(1, pairs, float(score), float(box), lone, name)
+
+
+def merge(one: Comparison, other: Comparison, tolerance: Tolerance = Tolerance()) -> Comparison:
+    """The comparison of both sets of images together."""
+
+    def badness(comparison: Comparison) -> tuple[float, float]:
+        return comparison.unmatched, max(comparison.score / tolerance.score, comparison.box / tolerance.box)
+
+    return Comparison(
+        one.images + other.images,
+        one.detections + other.detections,
+        max(one.score, other.score),
+        max(one.box, other.box),
+        one.unmatched + other.unmatched,
+        max(one, other, key=badness).where,
+    )
+
+
+def _are_partners(boxes: np.ndarray, differences: np.ndarray) -> np.ndarray:
+    """Whether two boxes are near enough to be one object's: within a quarter of its longer side, or two pixels."""
+    return differences <= np.maximum(2.0, 0.25 * (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0.0))

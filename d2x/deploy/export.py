@@ -1,0 +1,295 @@
+"""From a config with its checkpoint to a folder with a verified model: all of it, or nothing."""
+
+import copy
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from d2x.deploy.check import Comparison, Tolerance, compare, merge
+from d2x.deploy.evaluate import evaluate, to_detections
+from d2x.deploy.exporters import get_exporter
+from d2x.deploy.exporters.request import ExportRequest
+from d2x.deploy.fold import fold_batch_norms
+from d2x.deploy.graph import DetectionGraph, get_deployment
+from d2x.deploy.infer import Detections, Detector, load
+from d2x.deploy.manifest import FILE_NAME, OUTPUTS, Manifest
+from d2x.deploy.resize import resized_size
+from d2x.engine.predictor import Predictor
+
+INPUTS = {
+    "images": {
+        "dtype": "float32",
+        "shape": "(N, 3, H, W)",
+        "meaning": "0-255, the image in the top left corner, the channel means elsewhere",
+    },
+    "sizes": {"dtype": "int64", "shape": "(N, 2)", "meaning": "(height, width) of each image without padding"},
+}
+
+
+class ExportOptions(NamedTuple):
+    """What to export.
+
+    Attributes:
+        format: a key of ``d2x.deploy.runtimes.FORMATS``.
+        form: a key of ``OUTPUTS``; empty for the format's best.
+        dynamic: any size and batch; else ``size`` is needed, unless the recipe resizes to one size.
+        size: (height, width) px of the input, rounded up to the network's divisibility.
+        batch: of a fixed input.
+        precision: "fp32", "fp16" or "int8".
+        tolerance: of the check; None reports the differences only.
+        max_ap_loss: with ``evaluate_images``: AP points that may be lost; None reports only.
+        evaluate_images: images of ``DATASETS.TEST`` for AP; 0 for all, None for no evaluation.
+        check: whether to run the model; False where its runtime cannot.
+    """
+
+    format: str
+    form: str = ""
+    dynamic: bool = False
+    size: tuple[int, int] | None = None
+    batch: int = 1
+    precision: str = "fp32"
+    tolerance: Tolerance | None = Tolerance()
+    max_ap_loss: float | None = None
+    evaluate_images: int | None = None
+    check: bool = True
+
+
+def export_model(
+    cfg: CfgNode,
+    output: str | Path,
+    options: ExportOptions,
+    *,
+    check_images: dict[str, np.ndarray] | None = None,
+    calibration: Sequence[np.ndarray] = (),
+    overwrite: bool = False,
+) -> Manifest:
+    """Export the detector of a config, compare it with PyTorch in its runtime, and put it in its place.
+
+    Everything is written to a temporary folder beside ``output`` and renamed at the end; a failure leaves nothing.
+
+    Args:
+        cfg: with ``MODEL.WEIGHTS``.
+        output: the folder to make.
+        options: see there.
+        check_images: by name, (H, W, 3) uint8 in the order of ``INPUT.FORMAT``.
+        calibration: images of the same kind, for "int8".
+        overwrite: replace an earlier export.
+
+    Raises:
+        ValueError: an impossible combination of options, a model that cannot be exported, or differences over the
+            tolerance.
+    """
+    output = Path(output)
+    _check_place(output, overwrite)
+    exporter = get_exporter(options.format)
+    deployment = get_deployment(cfg.MODEL.META_ARCHITECTURE)
+    form = _choose_form(options, exporter.FORMS, deployment.FORMS, cfg.MODEL.META_ARCHITECTURE)
+    _check_options(options, exporter, calibration)
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    predictor = Predictor(cfg)
+    graph = deployment.build_graph(copy.deepcopy(predictor.model), form).eval()
+    manifest = _describe(cfg, graph, deployment.test_resize(cfg), exporter, options)
+    example = graph.example(manifest.size or _example_size(graph), 2 if manifest.batch is None else manifest.batch)
+    with torch.no_grad():
+        fold_batch_norms(graph, lambda: graph.raw(*example))
+    feeds = [_feeds(manifest, image) for image in calibration]
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        exporter.export(graph, folder, ExportRequest(example, options.dynamic, options.precision, feeds))
+        manifest.write(folder)
+        measured: dict[str, Any] = {}
+        if options.check:
+            eager = deployment.build_graph(predictor.model, form).eval()
+            measured = _verify(load(folder), Reference(predictor, eager, manifest), cfg, options, check_images or {})
+        manifest = dataclasses.replace(manifest, measured=measured)
+        manifest.write(folder)
+        folder.chmod(0o755)
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(folder, output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+class Reference:
+    """PyTorch's answer to the question that an exported model is asked.
+
+    It is the detector's own inference where the exported model sees the image as the detector would, with as much
+    padding. A model of fixed size sees more of it, and the detector itself answers a little differently then: there
+    the graph as it was before folding and export is run instead. So it is for form "peaks" wherever there is padding,
+    whose scores suppress peaks at the image's edge in that form.
+    """
+
+    def __init__(self, predictor: Predictor, graph: DetectionGraph, manifest: Manifest):
+        self._predictor, self._manifest = predictor, manifest
+        self._fixed = Detector(manifest, _Eager(graph))
+        self._any = Detector(dataclasses.replace(manifest, size=None), self._fixed.runtime)
+
+    def __call__(self, image: np.ndarray) -> Detections:
+        canvas, size = self._fixed.prepare(image)
+        padding = self._any.prepare(image)[0].shape[1:] if self._manifest.form != "peaks" else size
+        if tuple(padding) == canvas.shape[1:] and size == resized_size(self._manifest.resize, image.shape[:2]):
+            return to_detections(self._predictor(image))
+        return self._fixed(image)
+
+
+class _Eager:
+    """A graph as a runtime."""
+
+    def __init__(self, graph: DetectionGraph):
+        self._graph = graph
+
+    @torch.no_grad()
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = self._graph(*(torch.from_numpy(inputs[name]) for name in self._graph.input_names))
+        return {name: value.numpy() for name, value in zip(self._graph.output_names, outputs)}
+
+
+def _check_place(output: Path, overwrite: bool) -> None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise ValueError(f"{output} exists already: choose another folder, or overwrite it")
+    if not (output / FILE_NAME).is_file():
+        raise ValueError(f"{output} is not the folder of an exported model, so it is not overwritten")
+
+
+def _choose_form(options: ExportOptions, of_format: Sequence[str], of_detector: Sequence[str], detector: str) -> str:
+    possible = [form for form in of_format if form in of_detector]
+    if not possible:
+        raise ValueError(
+            f"format {options.format} cannot hold {detector}: it takes {' or '.join(of_format)},"
+            f" and {detector} gives {' or '.join(of_detector)}"
+        )
+    if options.form and options.form not in possible:
+        raise ValueError(
+            f"form {options.form}: for {detector} in format {options.format} it is {' or '.join(possible)}"
+        )
+    return options.form or possible[0]
+
+
+def _check_options(options: ExportOptions, exporter, calibration: Sequence[np.ndarray]) -> None:
+    if options.precision not in exporter.PRECISIONS:
+        raise ValueError(f"precision {options.precision}: {options.format} takes {' or '.join(exporter.PRECISIONS)}")
+    if options.dynamic and not exporter.DYNAMIC:
+        raise ValueError(f"format {options.format} needs a fixed size: give one instead of --dynamic")
+    if options.dynamic and options.size:
+        raise ValueError("a dynamic model takes every size: give --size or --dynamic, not both")
+    if options.precision == "int8" and not len(calibration):
+        raise ValueError("precision int8 needs calibration images")
+
+
+def _describe(
+    cfg: CfgNode, graph: DetectionGraph, resize: dict[str, Any], exporter, options: ExportOptions
+) -> Manifest:
+    if options.dynamic and graph.square:
+        raise ValueError(f"the backbone takes {graph.square} x {graph.square} pixels only: leave out --dynamic")
+    return Manifest(
+        format=options.format,
+        file=exporter.FILE,
+        detector=cfg.MODEL.META_ARCHITECTURE,
+        form=graph.form,
+        precision=options.precision,
+        classes=list(cfg.DATASETS.CLASS_NAMES),
+        channels=cfg.INPUT.FORMAT,
+        mean=graph.mean.flatten().tolist(),
+        std=graph.std.flatten().tolist(),
+        resize=resize,
+        divisibility=graph.divisibility,
+        size=None if options.dynamic else _input_size(graph, resize, options.size),
+        batch=None if options.dynamic and getattr(exporter, "BATCHES", True) else options.batch,
+        stride=graph.stride,
+        max_detections=graph.max_detections,
+        min_score=graph.min_score,
+        clip=graph.clip,
+        centres_in_padding=graph.centres_in_padding,
+        inputs={name: INPUTS[name] for name in graph.input_names},
+        outputs={name: OUTPUTS[graph.form][name] for name in graph.output_names},
+        source=_source(cfg),
+        versions={name: importlib.metadata.version(name) for name in ("numpy", *exporter.PACKAGES)},
+    )
+
+
+def _input_size(graph: DetectionGraph, resize: dict[str, Any], wanted: tuple[int, int] | None) -> tuple[int, int]:
+    if graph.square:
+        if wanted and tuple(wanted) != (graph.square, graph.square):
+            raise ValueError(f"the backbone takes {graph.square} x {graph.square} pixels only")
+        return graph.square, graph.square
+    if wanted is None:
+        if resize["kind"] not in ("fixed", "fit"):
+            raise ValueError("the config's test-time resize gives images of many sizes: give --size, or --dynamic")
+        wanted = resize["size"]
+    height, width = (-(-side // graph.divisibility) * graph.divisibility for side in wanted)
+    return height, width
+
+
+def _example_size(graph: DetectionGraph) -> tuple[int, int]:
+    """Of no special value, so that the trace does not take one for a constant."""
+    return 3 * max(graph.divisibility, 32), 4 * max(graph.divisibility, 32)
+
+
+def _source(cfg: CfgNode) -> dict[str, str]:
+    with open(cfg.MODEL.WEIGHTS, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
+        if digest is None:  # Python 3.10
+            digest = hashlib.sha256(file.read())
+    return {"checkpoint": os.path.basename(cfg.MODEL.WEIGHTS), "sha256": digest.hexdigest()}
+
+
+def _feeds(manifest: Manifest, image: np.ndarray) -> dict[str, np.ndarray]:
+    detector = Detector(manifest, runtime=dict)
+    return detector.feeds([detector.prepare(image)])
+
+
+def _verify(
+    detector: Detector, reference: Reference, cfg: CfgNode, options: ExportOptions, images: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Differences on the images, and AP where it is asked for; raises ValueError over the limits."""
+    measured: dict[str, Any] = {}
+    if images:
+        limits = options.tolerance or Tolerance()
+        total = Comparison()
+        for name, image in tqdm(images.items(), desc="check", unit="image"):
+            one = compare(
+                reference(image), detector(image), limit=detector.manifest.max_detections, name=os.path.basename(name)
+            )
+            total = merge(total, one, limits)
+        print(total)
+        measured["check"] = total._asdict()
+        if options.tolerance is not None and not total.within(options.tolerance):
+            raise ValueError(
+                f"the exported model differs from PyTorch by more than {options.tolerance.score:g} in score or"
+                f" {options.tolerance.box:g} px: {total}"
+            )
+    if options.evaluate_images is not None:
+        measured["AP"] = _measure_ap(detector, reference, cfg, options)
+    return measured
+
+
+def _measure_ap(detector: Detector, reference: Reference, cfg: CfgNode, options: ExportOptions) -> dict[str, float]:
+    limit = options.evaluate_images
+    with tempfile.TemporaryDirectory() as folder:
+        found = {
+            label: evaluate(detect, cfg, folder=os.path.join(folder, label), limit=limit, label=label)["AP"]
+            for label, detect in (("pytorch", reference), ("exported", detector))
+        }
+    found["lost"] = found["pytorch"] - found["exported"]
+    print(f"AP {found['exported']:.2f}, PyTorch {found['pytorch']:.2f}: {found['lost']:.2f} lost")
+    if options.max_ap_loss is not None and found["lost"] > options.max_ap_loss:
+        raise ValueError(f"the exported model loses {found['lost']:.2f} AP, more than {options.max_ap_loss:g}")
+    return found

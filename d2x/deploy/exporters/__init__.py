@@ -1,0 +1,37 @@
+"""One module for each format that can be written.
+
+Each has
+
+- ``FILE``: name of the model in its folder;
+- ``FORMS``: the forms it can hold, best first, keys of ``d2x.deploy.manifest.OUTPUTS``;
+- ``PRECISIONS``: those it can be written in;
+- ``DYNAMIC``: whether it can take any size and batch;
+- ``PACKAGES``: whose versions are noted in the manifest;
+- ``export(graph, folder, request)``: writes the model of a ``DetectionGraph`` for an ``ExportRequest``.
+"""
+
+import importlib
+from types import ModuleType
+
+from d2x.deploy.runtimes import FORMATS
+
+OURS = ("d2x", "centerx", "plain_detr", "detectron2")
+
+
+def get_exporter(name: str) -> ModuleType:
+    """The module of a format.
+
+    Raises:
+        ValueError: an unknown format, or what it needs is not installed.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"format '{name}' is not one of {', '.join(FORMATS)}")
+    try:
+        return importlib.import_module(f"d2x.deploy.exporters.{name.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package in OURS:
+            raise
+        raise ValueError(
+            f"format {name} needs the package {package}, not installed here: pip install 'plain-detectors[deploy]'"
+        ) from error

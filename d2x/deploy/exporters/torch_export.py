@@ -1,0 +1,22 @@
+"""``torch.export``'s own format, ``model.pt2``."""
+
+from pathlib import Path
+
+import torch
+
+from d2x.deploy.exporters.request import ExportRequest
+from d2x.deploy.exporters.traced import trace
+from d2x.deploy.graph import DetectionGraph
+
+FILE = "model.pt2"
+FORMS = ("detections", "peaks", "heads")
+PRECISIONS = ("fp32", "fp16")
+DYNAMIC = True
+PACKAGES = ("torch",)
+
+
+def export(graph: DetectionGraph, folder: Path, request: ExportRequest) -> None:
+    """Write the program that ``torch.export`` makes of the graph."""
+    if request.precision == "fp16":
+        graph.to_half()
+    torch.export.save(trace(graph, request), folder / FILE)

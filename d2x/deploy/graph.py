@@ -1,0 +1,116 @@
+"""What is exported: a module from raw pixels to readable outputs, and which package makes it for a detector."""
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+_DEPLOYMENTS: dict[str, ModuleType] = {}
+
+
+def register_deployment(meta_arch: str, deployment: ModuleType) -> None:
+    """Tell the exporter which module serves ``MODEL.META_ARCHITECTURE == meta_arch``.
+
+    A deployment is a module (or any object) with
+
+    - ``FORMS``: the forms it can give, keys of ``d2x.deploy.manifest.OUTPUTS``; the first is the default;
+    - ``build_graph(model, form)``: a ``DetectionGraph`` on the detector in evaluation mode;
+    - ``test_resize(cfg)``: the test-time resize as ``d2x.deploy.resize`` describes it.
+    """
+    _DEPLOYMENTS[meta_arch] = deployment
+
+
+def get_deployment(meta_arch: str) -> ModuleType:
+    """The deployment of a meta-architecture.
+
+    Raises:
+        ValueError: none was registered under that name.
+    """
+    if meta_arch not in _DEPLOYMENTS:
+        known = ", ".join(sorted(_DEPLOYMENTS))
+        raise ValueError(f"MODEL.META_ARCHITECTURE '{meta_arch}' cannot be exported; these can: {known}")
+    return _DEPLOYMENTS[meta_arch]
+
+
+class DetectionGraph(nn.Module):
+    """Base of the exported modules. ``forward(images)`` or ``forward(images, sizes)`` gives a tuple of tensors.
+
+    Inputs: ``images`` (N, 3, H, W) float32, 0-255, H and W multiples of ``divisibility``, each image in the top left
+    corner; ``sizes`` (N, 2) int64 (height, width) of each image. Forms with ``sizes`` ignore what the padding holds;
+    without it, it must hold the channel means.
+
+    Args:
+        form: a key of ``d2x.deploy.manifest.OUTPUTS``; its names are those of the outputs, in this order.
+        with_sizes: whether there is the second input.
+        mean, std: per channel, 0-255.
+        divisibility: see above.
+        max_detections: rows of the form "detections".
+        stride: pixels per cell of maps, 0 for none.
+        min_score, clip, centres_in_padding: for the reader of the outputs, see ``Manifest``.
+        square: side of the only input the network takes, 0 where it takes others.
+    """
+
+    def __init__(
+        self,
+        *,
+        form: str,
+        outputs: Sequence[str],
+        with_sizes: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        divisibility: int,
+        max_detections: int,
+        stride: int = 0,
+        min_score: float = 0.0,
+        clip: bool = True,
+        centres_in_padding: bool = False,
+        square: int = 0,
+    ):
+        super().__init__()
+        self.form, self.output_names = form, list(outputs)
+        self.input_names = ["images", "sizes"] if with_sizes else ["images"]
+        self.divisibility, self.stride, self.square = divisibility, stride, square
+        self.max_detections, self.min_score = max_detections, min_score
+        self.clip, self.centres_in_padding = clip, centres_in_padding
+        self.network_type = torch.float32
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """To the network's unit and type; with ``sizes``, zero outside each image."""
+        images = (images - self.mean) / self.std
+        if sizes is not None:
+            images = torch.where(inside(images.shape[2:], 1, sizes), images, 0.0)
+        return images.to(self.network_type)
+
+    def raw(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """What the convolutional network gives for the inputs of ``forward``, before any reading of it."""
+        raise NotImplementedError
+
+    def half_parts(self) -> list[nn.Module]:
+        """The parts that may compute in half precision; what reads boxes from them stays in single precision."""
+        raise NotImplementedError
+
+    def float_layers(self) -> list[str]:
+        """Names of the layers that stay in single precision when the network is quantized to int8."""
+        return []
+
+    def to_half(self) -> "DetectionGraph":
+        """Turn those parts to half precision, in place."""
+        for part in self.half_parts():
+            part.half()
+        self.network_type = torch.float16
+        return self
+
+    def example(self, size: tuple[int, int], batch: int = 1) -> tuple[Tensor, ...]:
+        """Inputs for tracing, images as large as the input of (height, width)."""
+        generator = torch.Generator().manual_seed(0)
+        images = 255 * torch.rand(batch, 3, *size, generator=generator)
+        return (images, torch.tensor([size] * batch)) if "sizes" in self.input_names else (images,)
+
+
+def inside(hw: Sequence[int], stride: int, sizes: Tensor) -> Tensor:
+    """(N, 1, Hf, Wf) bool: cells of ``stride`` pixels that an image of ``sizes`` (N, 2) (height, width) reaches into."""
+    height, width = (stride * torch.arange(side, device=sizes.device) for side in hw)
+    return ((height < sizes[:, :1])[:, :, None] & (width < sizes[:, 1:])[:, None, :])[:, None]

@@ -1,0 +1,112 @@
+"""``model.json``: what a program must know of an exported model. No torch here."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "model.json"
+VERSION = 1
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+# What a model gives, by the name of its form; the shapes are those of every format.
+OUTPUTS = {
+    "detections": {
+        "boxes": "(N, D, 4) float32 xyxy, pixels of the input without its padding, clipped to it",
+        "scores": "(N, D) float32, descending; the rows at or below min_score are filler",
+        "classes": "(N, D) integer index into classes",
+    },
+    "peaks": {
+        "heat": "(N, K, Hf, Wf) float32 score of an object's centre being in the cell, zero everywhere but at peaks",
+        "reg": "(N, 2, Hf, Wf) float32 (dx, dy) of the centre from the cell's corner, in cells",
+        "wh": "(N, 2 or 2 K, Hf, Wf) float32 (width, height) in cells, one pair or one for each class",
+    },
+    "heads": {
+        "heat": "(N, K, Hf, Wf) float32 score of an object's centre being in the cell",
+        "pooled": "(N, K, Hf, Wf) float32 largest score of each cell's 3x3 neighbourhood; a peak is where heat equals it",
+        "reg": "(N, 2, Hf, Wf) float32 (dx, dy) of the centre from the cell's corner, in cells",
+        "wh": "(N, 2 or 2 K, Hf, Wf) float32 (width, height) in cells, one pair or one for each class",
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """All that is needed to feed an exported model and to read what it gives.
+
+    Attributes:
+        format: name of the runtime's module in ``d2x.deploy.runtimes``.
+        file: the model, in the same folder.
+        detector: meta-architecture.
+        form: which outputs, a key of ``OUTPUTS``.
+        precision: "fp32", "fp16" or "int8".
+        classes: names; empty when the training knew none.
+        channels: "RGB" or "BGR", the order of the input's channels.
+        mean, std: per channel, 0-255. The graph normalises: its input is 0-255. Pixels of padding are the mean.
+        resize: see ``d2x.deploy.resize``.
+        divisibility: height and width of the input are multiples of it.
+        size: (height, width) of the input; None when any is accepted.
+        batch: number of images of the input; None when any is accepted.
+        stride: input pixels per cell of the maps; 0 for a form without maps.
+        max_detections: D, rows an image.
+        min_score: a detection scores more.
+        clip: boxes are clipped to the image, those empty then dropped.
+        centres_in_padding: keep peaks in cells without image; for forms with maps.
+        inputs: name -> dtype, shape and meaning.
+        outputs: name -> meaning.
+        source: checkpoint's file name and SHA-256, config.
+        versions: of the packages that took part.
+        measured: what was measured after the export: differences to PyTorch, AP.
+    """
+
+    format: str
+    file: str
+    detector: str
+    form: str
+    precision: str
+    classes: list[str]
+    channels: str
+    mean: list[float]
+    std: list[float]
+    resize: dict[str, Any]
+    divisibility: int
+    size: tuple[int, int] | None
+    batch: int | None
+    stride: int
+    max_detections: int
+    min_score: float
+    clip: bool
+    centres_in_padding: bool
+    inputs: dict[str, dict[str, str]]
+    outputs: dict[str, str]
+    source: dict[str, str] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    measured: dict[str, Any] = dataclasses.field(default_factory=dict)
+    version: int = VERSION
+
+    def write(self, folder: Path) -> None:
+        """Write ``model.json`` into a folder."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        (Path(folder) / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of an exported model's folder.
+
+    Raises:
+        FileNotFoundError: no ``model.json`` there.
+        ValueError: it is not one, or of another version; names the file.
+    """
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"no {FILE_NAME} in {folder}: not the folder of an exported model")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields.get("version") != VERSION:
+            raise ValueError(f"{path}: version {fields.get('version')} of the format, this program reads {VERSION}")
+        manifest = Manifest(**fields)
+    except (json.JSONDecodeError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: not the description of an exported model ({error})") from error
+    size = None if manifest.size is None else tuple(manifest.size)
+    return dataclasses.replace(manifest, size=size)

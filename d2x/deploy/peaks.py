@@ -1,0 +1,77 @@
+"""From peak maps to boxes in numpy: the caller's side of the forms "peaks" and "heads"."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class PeakBoxes(NamedTuple):
+    """Detections of one image, by descending score; equal scores by class, row, column.
+
+    boxes: (M, 4) float32 xyxy, pixels of the network input, not clipped.
+    scores: (M,) float32.
+    classes: (M,) int64.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+
+def crop_to_image(maps: np.ndarray, image_hw: tuple[int, int], stride: int) -> np.ndarray:
+    """(..., Hf, Wf) without the rows and columns of cells that the image does not reach into."""
+    rows, columns = (-(-side // stride) for side in image_hw)
+    return maps[..., :rows, :columns]
+
+
+def keep_pooled_peaks(heat: np.ndarray, pooled: np.ndarray) -> np.ndarray:
+    """The form "heads" to "peaks": zero every cell that is not the largest of its neighbourhood.
+
+    Args:
+        heat: (K, Hf, Wf) of the image, its padding cut off.
+        pooled: (K, >= Hf, >= Wf); where it is larger, what padding added to the last row and column is undone.
+    """
+    height, width = heat.shape[1:]
+    maximum = pooled[:, :height, :width]
+    if pooled.shape[1:] != heat.shape[1:]:
+        maximum = maximum.copy()
+        maximum[:, -1:] = _pool(heat[:, -2:])[:, -1:]
+        maximum[:, :, -1:] = _pool(heat[:, :, -2:])[:, :, -1:]
+    return np.where(heat == maximum, heat, 0)
+
+
+def _pool(maps: np.ndarray) -> np.ndarray:
+    """Largest value of each 3x3 neighbourhood."""
+    padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    return np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2)).max(axis=(3, 4))
+
+
+def read_peaks(
+    heat: np.ndarray,
+    offset: np.ndarray | None,
+    size: np.ndarray,
+    *,
+    stride: int,
+    min_score: float,
+    limit: int,
+) -> PeakBoxes:
+    """The boxes at all cells that score more than ``min_score``.
+
+    Args:
+        heat: (K, Hf, Wf), zero everywhere but at peaks.
+        offset: (2, Hf, Wf) cells; None puts centres in the middle of their cells.
+        size: (2, Hf, Wf), or per class (2 K, Hf, Wf), cells.
+        stride: pixels per cell.
+        min_score: see above; cells of score 0 are never read.
+        limit: keep at most so many, the best.
+    """
+    classes, row, column = np.nonzero(heat > max(min_score, 0.0))
+    scores = heat[classes, row, column].astype(np.float32)
+    best = np.argsort(-scores, kind="stable")[:limit]
+    classes, row, column, scores = classes[best], row[best], column[best], scores[best]
+    centre = np.stack([column, row], axis=1).astype(np.float32)
+    centre += 0.5 if offset is None else offset[:, row, column].T
+    first = 2 * classes if len(size) > 2 else np.zeros_like(classes)
+    half = np.stack([size[first, row, column], size[first + 1, row, column]], axis=1) / 2
+    boxes = np.concatenate([centre - half, centre + half], axis=1) * stride
+    return PeakBoxes(boxes.astype(np.float32), scores, classes.astype(np.int64))
