@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from centerx.decode import keep_peaks
 from centerx.predictions import CenterPredictions
+from d2x.engine.normalizer import shared_normalizer
 
 DEFINITIONS = ("released", "article")
 LEAKY_SLOPE = 0.01  # of the released code; it only shows for maps that are no probabilities
@@ -62,7 +63,7 @@ def regression_term(
     error = (student - teacher).abs() * weighted
     if scale is not None:
         error = error / scale
-    return error.sum() / (mask.sum() + EPSILON)
+    return error.sum() / shared_normalizer(mask.sum(), epsilon=EPSILON)
 
 
 class DistillationLoss:

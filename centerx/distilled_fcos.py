@@ -19,6 +19,7 @@ from torch import Tensor
 from centerx.distillation import Route
 from centerx.student import Student, copy_weights, student_arguments
 from centerx.teachers import Teacher
+from d2x.engine.normalizer import shared_normalizer
 
 FCOSMaps = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
@@ -42,11 +43,16 @@ def add_fcos_config(cfg: CfgNode) -> None:
 
 @META_ARCH_REGISTRY.register()
 class FCOSDetector(FCOS):
-    """detectron2's FCOS, which has no config of its own, built from one; any backbone."""
+    """detectron2's FCOS, which has no config of its own, built from one; any backbone.
+
+    The running mean of positives that its losses are divided by is part of the state dict here, so that a resumed run
+    goes on with it, and it is that of all processes.
+    """
 
     @configurable
     def __init__(self, **fcos):
         super().__init__(**fcos)
+        self.register_buffer("mean_positives", torch.zeros((), dtype=torch.float64))  # 0: none yet
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -87,6 +93,12 @@ class FCOSDetector(FCOS):
     def strides(self) -> list[int]:
         """Of the levels, finest first."""
         return list(self.anchor_generator.strides)
+
+    def _ema_update(self, name: str, value: float, initial_value: float, momentum: float = 0.9) -> float:
+        shared = shared_normalizer(self.mean_positives.new_tensor(value)).double()
+        old = torch.where(self.mean_positives == 0, initial_value, self.mean_positives)
+        self.mean_positives.copy_(old * momentum + shared * (1 - momentum))
+        return self.mean_positives.item()
 
     def predict(self, images: Tensor) -> FCOSMaps:
         """Normalised and padded images, (N, 3, H, W), to lists over the levels: class logits (N, K, Hi, Wi), distances

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
 from centerx.predictions import CenterPredictions, CenterTargets
+from d2x.engine.normalizer import shared_normalizer
 
 HEATMAP_LOSSES = ("focal", "quality_focal", "mse")
 SIZE_LOSSES = ("l1", "giou")
@@ -59,10 +60,9 @@ def quality_focal_loss(
 def heatmap_mse_loss(logits: Tensor, target: Tensor, class_mask: Tensor | None = None) -> Tensor:
     """Mean squared error of the probabilities over all cells (that are not masked)."""
     squared = (logits.float().sigmoid() - target) ** 2
-    if class_mask is None:
-        return squared.mean()
-    cells = class_mask.sum() * squared[0, 0].numel()
-    return _masked(squared, class_mask).sum() / cells.clamp(min=1)
+    maps = squared.new_tensor(squared[:, :, 0, 0].numel()) if class_mask is None else class_mask.sum()
+    cells = maps * squared[0, 0].numel()
+    return _masked(squared, class_mask).sum() / shared_normalizer(cells, least=1)
 
 
 def classes_with_objects(heatmap: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def l1_at_centres(predicted: Tensor, target: Tensor, valid: Tensor, *, norm: str
         error = error / (target.sum(dim=2, keepdim=True) / 2 + 1e-4)
     elif norm == "image_sum":
         error = error / (target.sum(dim=1, keepdim=True) / 2 + 1e-4)
-    return error.sum() / (weight.sum() + 1e-4)
+    return error.sum() / shared_normalizer(weight.sum(), epsilon=1e-4)
 
 
 def giou_at_centres(size: Tensor, offset: Tensor, targets: CenterTargets) -> Tensor:
@@ -121,7 +121,8 @@ def giou_at_centres(size: Tensor, offset: Tensor, targets: CenterTargets) -> Ten
 
     predicted = corners(offset.float(), size.float().clamp(min=0))
     wanted = corners(targets.offset, targets.size)
-    return generalized_box_iou_loss(predicted, wanted, reduction="sum") / targets.valid.sum().clamp(min=1)
+    total = generalized_box_iou_loss(predicted, wanted, reduction="sum")
+    return total / shared_normalizer(targets.valid.sum(), least=1)
 
 
 class CenterLoss:
@@ -194,4 +195,4 @@ def _masked(loss: Tensor, class_mask: Tensor | None) -> Tensor:
 
 
 def _num_positives(positive: Tensor, class_mask: Tensor | None) -> Tensor:
-    return _masked(positive, class_mask).sum().clamp(min=1)
+    return shared_normalizer(_masked(positive, class_mask).sum(), least=1)

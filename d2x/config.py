@@ -17,6 +17,9 @@ def add_d2x_config(cfg: CN) -> None:
     # Names of the classes in the order of the model's outputs. Filled in from the data set when empty.
     cfg.DATASETS.CLASS_NAMES = []
 
+    # With several processes: batch norms take their statistics from the images of all of them.
+    cfg.MODEL.SYNC_BATCH_NORM = False
+
     # "SGD", "Adam" or "AdamW"; SGD reads MOMENTUM and NESTEROV, the others BETAS.
     cfg.SOLVER.OPTIMIZER = "SGD"
     cfg.SOLVER.BETAS = (0.9, 0.999)

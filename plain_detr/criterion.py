@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
-from detectron2.utils import comm
 from torch import Tensor
 
+from d2x.engine.normalizer import shared_normalizer
 from plain_detr.box_coder import BoxCoder
 from plain_detr.hybrid import MatchTask
 from plain_detr.matcher import HungarianMatcher
@@ -27,7 +26,7 @@ class SetCriterion:
     """Losses of any number of sets of predictions.
 
     Every part is a sum divided by the number of boxes: repeated as the set's group repeats them, averaged over
-    processes, at least 1.
+    processes, and at least 1 in all.
 
     Args:
         matcher: finds the pairs.
@@ -61,7 +60,11 @@ class SetCriterion:
         with torch.autocast(targets.boxes.device.type, enabled=False):
             tasks = [task._replace(prediction=_float(task.prediction)) for task in tasks]
             matches = self.matcher(tasks, targets)
-            boxes = mean_over_processes(len(targets.boxes), targets.boxes.device)
+            boxes = targets.boxes.new_tensor(len(targets.boxes))
+            normalizers = {
+                repeats: shared_normalizer(boxes * repeats, least=1.0)
+                for repeats in sorted({task.repeats for task in tasks})  # in the same order in every process
+            }
             losses: dict[str, Tensor] = {}
             errors: dict[str, float] = {}
             for task, pairs in zip(tasks, matches):
@@ -69,8 +72,7 @@ class SetCriterion:
                 parts = self._score(task.prediction, mine, pairs)
                 for (name, weight), value in zip(self.weights._asdict().items(), parts):
                     name = "class" if name == "classification" else name
-                    factor = weight * task.weight / max(1.0, boxes * task.repeats)
-                    losses[f"loss_{name}{task.suffix}"] = value * factor
+                    losses[f"loss_{name}{task.suffix}"] = value * (weight * task.weight) / normalizers[task.repeats]
             last = [
                 (task, pairs) for task, pairs in zip(tasks, matches) if task.repeats == 1 and not task.class_agnostic
             ]
@@ -83,15 +85,6 @@ class SetCriterion:
     ) -> tuple[Tensor, Tensor, Tensor]:
         classification = class_loss(prediction, targets, matches, alpha=self.alpha, gamma=self.gamma)
         return classification, *box_losses(prediction, targets, matches, coder=self.coder)
-
-
-def mean_over_processes(count: int, device: torch.device) -> float:
-    """The mean of a count over all processes; without others, the count itself and no wait for the device."""
-    if comm.get_world_size() == 1:
-        return float(count)
-    total = torch.tensor(float(count), device=device)
-    dist.all_reduce(total)
-    return float(total) / comm.get_world_size()
 
 
 def _float(prediction: BoxSetPrediction) -> BoxSetPrediction:

@@ -32,26 +32,22 @@ class PeriodicCheckpoints(HookBase):
             raise ValueError(f"CHECKPOINT.KEEP_LAST must be 0 (all) or at least 2, got {keep_last}")
         self._checkpointer, self._period = checkpointer, max(int(period), 1)
         self._keep_last, self._safetensors = keep_last, safetensors
-        self._saved = ""
 
     def after_step(self) -> None:
-        iteration = self.trainer.iter
-        if iteration + 1 >= self.trainer.max_iter:
-            self._checkpointer.save("model_final", iteration=iteration)
-            self._saved = "model_final"
-            if self._safetensors:
-                self._checkpointer.save_weights("model_final.safetensors", iteration=iteration)
-        elif (iteration + 1) % self._period == 0:
+        if self._is_last() or (self.trainer.iter + 1) % self._period == 0:
             self.save_now()
+            if self._is_last() and self._safetensors:
+                self._checkpointer.save_weights("model_final.safetensors", iteration=self.trainer.iter)
 
     def save_now(self) -> str:
-        """Save the state after the current step, unless that was just done; returns the file's path."""
-        name = f"model_{self.trainer.iter:07d}"
-        if self._saved not in (name, "model_final"):
-            self._checkpointer.save(name, iteration=self.trainer.iter)
-            self._saved = name
-            self._delete_old()
-        return os.path.join(self._checkpointer.save_dir, f"{self._saved}.pth")
+        """Save the state after the current step, over a checkpoint of the same step; returns the file's path."""
+        name = "model_final" if self._is_last() else f"model_{self.trainer.iter:07d}"
+        self._checkpointer.save(name, iteration=self.trainer.iter)
+        self._delete_old()
+        return os.path.join(self._checkpointer.save_dir, f"{name}.pth")
+
+    def _is_last(self) -> bool:
+        return self.trainer.iter + 1 >= self.trainer.max_iter
 
     def _delete_old(self) -> None:
         files = [file for file in self._checkpointer.resumable_files() if not file.endswith("_final.pth")]

@@ -76,6 +76,7 @@ class StopOnSignal(HookBase):
         name = signal_anywhere(self._signals.received)
         if not name:
             return
+        # again, if it was just done: an evaluation may have come after that
         saved = f", saved {self._checkpoints.save_now()}" if self._checkpoints else ""
         self.trainer.request_stop(f"{name}: stopped after iteration {self.trainer.iter}{saved}; go on with --resume")
 

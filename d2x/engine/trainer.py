@@ -32,6 +32,7 @@ from d2x.engine.schedules import build_lr_scheduler, epochs_to_iterations
 from d2x.engine.seeding import SeedEachStep
 from d2x.engine.step import TrainStep
 from d2x.engine.stopping import EarlyStop, StopOnSignal, StopSignals
+from d2x.engine.sync_norm import synchronize_batch_norms
 from d2x.engine.train_loader import build_train_loader, run_seed
 from d2x.engine.weight_averaging import WeightAveraging
 
@@ -60,6 +61,8 @@ class Trainer(DefaultTrainer):
             for name in remove_leftovers(cfg.OUTPUT_DIR):
                 logger.info("removed %s, left half-written by an earlier process", os.path.join(cfg.OUTPUT_DIR, name))
         model = self.build_model(cfg)
+        if cfg.MODEL.SYNC_BATCH_NORM and comm.get_world_size() > 1:
+            logger.info("%d batch norms are synchronised over processes", synchronize_batch_norms(model))
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         self.cfg = cfg
