@@ -53,6 +53,7 @@ def build_parts(cfg: CfgNode) -> dict:
             coder=coder,
             valid_area=node.VALID_AREA,
             keep_invalid=node.KEEP_INVALID_PROPOSALS,
+            class_aware=node.PROPOSALS.CLASS_AWARE,
         ),
         "queries": QueryInitializer(
             hidden_dim=node.HIDDEN_DIM,

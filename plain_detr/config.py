@@ -54,6 +54,8 @@ def add_plain_detr_config(cfg: CN) -> None:
     # Side of the anchors of the first level, doubled from level to level: pixels with the delta coder, a fraction of
     # the image with the sigmoid coder. 0: the paper's, 50 and 0.05.
     node.PROPOSALS.ANCHOR_SIZE = 0.0
+    # True, as in DINO: proposals are scored and trained by class. False, as released: by objectness alone.
+    node.PROPOSALS.CLASS_AWARE = False
     node.PROPOSALS.MIXED_SELECTION = True  # learned content, position from the box; False: both from the box
 
     node.LOSS = CN()  # applied to every layer, to the proposals, and to both groups

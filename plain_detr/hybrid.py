@@ -48,13 +48,17 @@ class MatchTask(NamedTuple):
 
 
 def match_tasks(
-    layers: list[BoxSetPrediction], proposals: BoxSetPrediction | None, groups: QueryGroups
+    layers: list[BoxSetPrediction],
+    proposals: BoxSetPrediction | None,
+    groups: QueryGroups,
+    *,
+    class_aware_proposals: bool = False,
 ) -> list[MatchTask]:
     """Every set of predictions of a training step: the one-to-one group, the proposals, the one-to-many group."""
     parts = [layer.split(groups.one_to_one) for layer in layers]
     tasks = [MatchTask(first, f"_d{index}") for index, (first, _) in enumerate(parts)]
     if proposals is not None:
-        tasks.append(MatchTask(proposals, "_enc", class_agnostic=True))
+        tasks.append(MatchTask(proposals, "_enc", class_agnostic=not class_aware_proposals))
     if groups.one_to_many and groups.repeats:
         tasks += [
             MatchTask(rest, f"_d{index}_o2m", groups.repeats, groups.weight) for index, (_, rest) in enumerate(parts)

@@ -218,9 +218,10 @@ class PlainDETR(nn.Module):
         self, layers: list[BoxSetPrediction], selection: ProposalSelection, targets: SetTargets
     ) -> dict[str, Tensor]:
         log = has_event_storage() and get_event_storage().iter % LOG_PERIOD == 0
-        losses, errors = self.criterion(
-            match_tasks(layers, selection.prediction, self.groups), targets, with_errors=log
+        tasks = match_tasks(
+            layers, selection.prediction, self.groups, class_aware_proposals=self.proposals.class_aware
         )
+        losses, errors = self.criterion(tasks, targets, with_errors=log)
         if log:
             get_event_storage().put_scalars(**errors)
         return losses

@@ -31,20 +31,23 @@ class ProposalSelection(NamedTuple):
 
 
 class Proposals(nn.Module):
-    """Expand one map to several levels, predict objectness and box on every cell, select Q boxes an image.
+    """Expand one map to several levels, predict a score and a box on every cell, select Q boxes an image.
 
-    Objectness is the logit of class channel 0: in training every box counts as class 0 here.
+    The score is the logit of class channel 0, for in training every box counts as class 0 here; or, ``class_aware``,
+    the largest of all classes.
 
     Args:
         hidden_dim: C.
         stride: of the map that comes in.
         strides: of the levels.
-        head: the head; its other class channels are unused.
+        head: the head; unless ``class_aware`` its other class channels are unused.
         coder: the space of boxes.
         valid_area: "image" or "nearest", see ``plain_detr.padding``.
         keep_invalid: True is the released behaviour: anchors on padding or near the border take part in selection
             and loss, on zeroed features, so the result depends on the padding. False leaves them out; an image with
             fewer than Q valid anchors fills up with the box of the whole image.
+        class_aware: True is DINO's way (Zhang et al., ICLR 2023): the map learns classes from every cell, which pays
+            where the backbone starts from nothing. False is the released one.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class Proposals(nn.Module):
         coder: BoxCoder,
         valid_area: str = "image",
         keep_invalid: bool = False,
+        class_aware: bool = False,
     ):
         super().__init__()
         self.stride, self.strides = stride, list(strides)
         self.coder, self.valid_area, self.keep_invalid = coder, valid_area, keep_invalid
+        self.class_aware = class_aware
         self.levels = nn.ModuleList(rescale(hidden_dim, stride, target) for target in strides)
         self.output = nn.Linear(hidden_dim, hidden_dim)
         self.output_norm = nn.LayerNorm(hidden_dim)
@@ -90,13 +95,14 @@ class Proposals(nn.Module):
             logits, raw = self.head(tokens)
             boxes = self._decode(anchors, raw, extent, valid)
             prediction = BoxSetPrediction(logits, boxes, raw, anchors, None if self.keep_invalid else valid)
-            score, index = self._select(logits[..., 0], valid, num_queries)
+            score, index = self._select(logits, valid, num_queries)
             reference = _gather(boxes, index)
         else:
             prediction = None
             classifier = self.head.class_logits
-            logits = F.linear(tokens, classifier.weight[:1], classifier.bias[:1]).float()
-            score, index = self._select(logits[..., 0], valid, num_queries)
+            used = slice(None) if self.class_aware else slice(1)
+            logits = F.linear(tokens, classifier.weight[used], classifier.bias[used]).float()
+            score, index = self._select(logits, valid, num_queries)
             raw = self.head.raw_box(_gather(tokens, index)).float()
             reference = self._decode(_gather(anchors, index), raw, extent, _gather(valid[..., None], index)[..., 0])
         missing = score.isneginf()[..., None]
@@ -124,8 +130,8 @@ class Proposals(nn.Module):
             boxes = torch.where(valid[..., None], boxes, self.coder.released_invalid_boxes(boxes))
         return boxes
 
-    def _select(self, score: Tensor, valid: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
-        score = score.detach()
+    def _select(self, logits: Tensor, valid: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
+        score = logits.detach().amax(-1) if self.class_aware else logits.detach()[..., 0]
         if not self.keep_invalid:
             score = score.masked_fill(~valid, float("-inf"))
         short = num_queries - score.shape[1]

@@ -31,11 +31,16 @@ def set_num_classes(cfg: CfgNode, count: int) -> None:
 
 
 def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """DETR's: flip, half of the time resize and crop, then resize the shorter side to one of MIN_SIZE_TRAIN."""
+    """DETR's: flip, half of the time resize and crop, then resize the shorter side to one of MIN_SIZE_TRAIN.
+
+    ``INPUT.CROP``, detectron2's own, comes after the flip where it is enabled.
+    """
     augmentations: list[T.Augmentation] = []
     if cfg.INPUT.RANDOM_FLIP != "none":
         vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
         augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
+    if cfg.INPUT.CROP.ENABLED:
+        augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
     node = cfg.INPUT.PLAIN_DETR
     if node.CROP_PROBABILITY > 0:
         crop = [

@@ -11,6 +11,7 @@ from plain_detr.hybrid import MatchTask
 from plain_detr.matcher import HungarianMatcher
 from plain_detr.predictions import BoxSetPrediction, SetTargets
 from plain_detr.set_losses import generalized_iou
+from tests.plain_detr.builders import record, tiny_model
 
 
 def criterion(coder=None, **options):
@@ -91,3 +92,11 @@ def test_generalized_iou_of_boxes_apart_and_of_points():
     value = generalized_iou(point, torch.zeros(4))
     value.backward()
     assert value == 0 and point.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("class_aware", [False, True])
+def test_only_class_aware_proposals_learn_classes(class_aware):
+    model = tiny_model(**{"PROPOSALS.CLASS_AWARE": class_aware}).train()
+    one, other = (record(64, 64, [[8, 8, 40, 40]], [label]) for label in (0, 2))
+    losses = [model([batch])["loss_class_enc"].item() for batch in (one, other)]
+    assert (abs(losses[0] - losses[1]) > 1e-4) == class_aware

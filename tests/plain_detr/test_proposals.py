@@ -51,6 +51,17 @@ def test_best_first_by_class_channel_0_and_valid_only(coder):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("everything", [True, False])
+def test_class_aware_proposals_are_chosen_by_their_best_class(everything):
+    proposals, grid, memory = build("delta", class_aware=True), grid_of((70, 100)), torch.randn(1, 32, 5, 7)
+    logits = proposals(memory, grid, 12, all_predictions=True).prediction.logits
+    found = proposals(memory, grid, 12, all_predictions=everything)
+    best = logits.amax(-1).gather(1, found.index)
+    assert (best.diff(dim=1) <= 0).all()
+    assert (logits.argmax(-1).gather(1, found.index) > 0).any(), "by class 0 alone these would be other anchors"
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("coder", CODERS)
 @pytest.mark.parametrize("everything", [True, False])
 def test_too_few_anchors_are_filled_up_with_the_whole_image(coder, everything):
