@@ -1,15 +1,17 @@
-"""The claims tool without its trainings: order, caching keys, table and picture."""
+"""The claims benchmark without its trainings: order, caching keys, table and picture."""
 
 import json
 
 import pytest
 
-from tools import reproduce_claims as tool
+from benchmarks.claims.runner import Claims
+from benchmarks.claims.runs import Run
+from benchmarks.claims.table import TABLES, draw, write_table
 
 
 @pytest.fixture
 def claims(tmp_path):
-    return tool.Claims(tmp_path, "tiny")
+    return Claims(tmp_path, "tiny")
 
 
 def test_needed_runs_come_first(claims):
@@ -18,13 +20,13 @@ def test_needed_runs_come_first(claims):
 
 def test_a_result_belongs_to_its_settings_and_to_those_of_its_teachers(claims):
     before = claims.folder("student_kd", 0)
-    claims.runs["teacher"] = tool.Run("teacher", ("SOLVER.BASE_LR", 1.0))
+    claims.runs["teacher"] = Run("teacher", ("SOLVER.BASE_LR", 1.0))
     assert claims.folder("student_kd", 0) != before
     assert claims.folder("student_kd", 1) != claims.folder("student_kd", 0)
 
 
 def test_every_row_of_the_tables_is_a_run(claims):
-    assert {name for _, rows in tool.TABLES for name, _ in rows} == set(claims.runs)
+    assert {name for _, rows in TABLES for name, _ in rows} == set(claims.runs)
 
 
 def write(claims, name, seed, scores, diverged=False):
@@ -38,18 +40,36 @@ def test_table_has_mean_spread_and_collapses(claims):
         write(claims, "student", seed, {"claims_val_1234": value})
         write(claims, "two_teachers", seed, {"claims_a_val_1": value, "claims_b_val_1": 2 * value})
         write(claims, "lr_large_plain", seed, {"claims_val_1234": 0.0}, diverged=seed == 0)
-    text = tool.write_table(claims, [0, 1], list(claims.runs)).read_text()
+    text = write_table(claims, [0, 1], list(claims.runs)).read_text()
     assert "| student, small, alone | 12.0 ± 2.8 |  |  | 0 of 2 |" in text
     assert "| student on A + B, two teachers, no labels |  | 12.0 ± 2.8 | 24.0 ± 5.7 | 0 of 2 |" in text
     assert "| 25 times the rate, plain loss | 0.0 ± 0.0 |  |  | 2 of 2 |" in text
     assert "--scale tiny --seeds 0 1" in text
-    tool.draw(claims, [0, 1], claims.output / "claims.png")
+    draw(claims, [0, 1], claims.output / "claims.png")
     assert (claims.output / "claims.png").stat().st_size > 1000
 
 
 def test_done_runs_are_not_run_again(claims, monkeypatch):
     started = []
-    monkeypatch.setattr(claims, "_subprocess", lambda name, seed: started.append((name, seed)))
+
+    def train(name, seed):
+        started.append((name, seed))
+        write(claims, name, seed, {"claims_val_1": 1.0})
+
+    monkeypatch.setattr(claims, "_subprocess", train)
     write(claims, "teacher", 0, {"claims_val_1": 5.0})
     claims.run_all(["student_kd"], [0])
     assert started == [("student_kd", 0)]
+
+
+def test_runs_start_when_their_teachers_are_done_seed_by_seed(claims, monkeypatch):
+    started = []
+
+    def train(name, seed):
+        assert all(claims.result(other, seed) for other in claims.runs[name].needs), "a teacher is not done"
+        started.append((name, seed))
+        write(claims, name, seed, {"claims_val_1": 1.0})
+
+    monkeypatch.setattr(claims, "_subprocess", train)
+    claims.run_all(["student_kd", "two_teachers"], [3, 4])
+    assert [seed for _, seed in started] == [3] * 5 + [4] * 5 and len(set(started)) == 10
