@@ -13,11 +13,10 @@ from d2x.data.augment import BoxCentreCrop, CenterAffine, StrongColour, ZoomOut
 from d2x.engine.backbone_weights import LoadBackboneWeights
 
 __all__ = [
+    "CLASS_COUNT_KEY",
     "add_config",
     "extra_hooks",
-    "num_classes",
     "param_groups",
-    "set_num_classes",
     "test_augmentations",
     "train_augmentations",
 ]
@@ -25,14 +24,7 @@ __all__ = [
 RESIZES = ("shortest_edge", "fixed", "fit", "center_affine", "none")
 
 
-def num_classes(cfg: CfgNode) -> int:
-    """Class count in the config; 0 stands for the data set's."""
-    return cfg.MODEL.CENTERNET.NUM_CLASSES
-
-
-def set_num_classes(cfg: CfgNode, count: int) -> None:
-    """Write the class count."""
-    cfg.MODEL.CENTERNET.NUM_CLASSES = count
+CLASS_COUNT_KEY = "MODEL.CENTERNET.NUM_CLASSES"
 
 
 def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:

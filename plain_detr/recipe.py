@@ -10,24 +10,16 @@ from plain_detr.config import add_plain_detr_config as add_config
 from plain_detr.layer_decay import param_groups_from_cfg
 
 __all__ = [
+    "CLASS_COUNT_KEY",
     "add_config",
     "extra_hooks",
-    "num_classes",
     "param_groups",
-    "set_num_classes",
     "test_augmentations",
     "train_augmentations",
 ]
 
 
-def num_classes(cfg: CfgNode) -> int:
-    """Class count in the config; 0 stands for the data set's."""
-    return cfg.MODEL.PLAIN_DETR.NUM_CLASSES
-
-
-def set_num_classes(cfg: CfgNode, count: int) -> None:
-    """Write the class count."""
-    cfg.MODEL.PLAIN_DETR.NUM_CLASSES = count
+CLASS_COUNT_KEY = "MODEL.PLAIN_DETR.NUM_CLASSES"
 
 
 def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:

@@ -4,7 +4,6 @@ import difflib
 import os
 from collections.abc import Iterable
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -14,7 +13,7 @@ from d2x.data.builtin import register_builtin
 from d2x.data.coco_json import register_coco_json
 from d2x.data.shapes import register_shapes
 from d2x.data.sources import join_sources
-from d2x.engine.recipe import all_recipes, get_recipe
+from d2x.engine.recipe import all_recipes, class_count, set_class_count
 
 
 def get_base_cfg() -> CfgNode:
@@ -35,15 +34,18 @@ def load_cfg(config_file: str | None = None, opts: Iterable[str] = ()) -> CfgNod
         ValueError: unknown key (names the nearest known one), a value of the wrong type, or broken yaml.
     """
     cfg = get_base_cfg()
+    known = set(_flat_keys(cfg))
     if config_file:
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"config file not found: {config_file}")
         try:
-            cfg.merge_from_file(config_file)
+            cfg.merge_from_file(config_file, allow_unsafe=False)  # else tags in the yaml could run code
         except KeyError as error:
             raise ValueError(f"{config_file}: {_unknown_key(cfg, error)}") from error
-        except (yaml.YAMLError, ValueError, AssertionError) as error:
-            raise ValueError(f"{config_file}: {' '.join(str(error).split())}") from error
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # yaml, yacs and detectron2 raise anything for a text that is no config
+            raise ValueError(f"{config_file}: not a config ({_in_words(error)})") from error
     opts = list(opts)
     flags = [word for word in opts[::2] if str(word).startswith("--")]
     if flags:
@@ -54,8 +56,11 @@ def load_cfg(config_file: str | None = None, opts: Iterable[str] = ()) -> CfgNod
         cfg.merge_from_list(opts)
     except (KeyError, AssertionError) as error:
         raise ValueError(_unknown_key(cfg, error, [key for key in opts[::2]])) from error
-    except (ValueError, SyntaxError) as error:
-        raise ValueError(f"override {' '.join(opts)}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # python's parser, too, which reads the values
+        raise ValueError(f"override {' '.join(map(str, opts))[:200]}: {_in_words(error)}") from error
+    gone = sorted(known - set(_flat_keys(cfg)))
+    if gone:  # a whole node was given as one value
+        raise ValueError(f"overrides must name single keys, not a group of them: {gone[0]} would be lost")
     return cfg
 
 
@@ -97,7 +102,6 @@ def prepare_classes(cfg: CfgNode) -> CfgNode:
 
 
 def _resolve_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
-    recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)
     found = {name: list(MetadataCatalog.get(name).get("thing_classes", [])) for name in names}
     classes, source = list(cfg.DATASETS.CLASS_NAMES), "DATASETS.CLASS_NAMES"
     for name, its_classes in found.items():
@@ -105,7 +109,7 @@ def _resolve_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
             classes, source = its_classes, f"data set '{name}'"
         elif its_classes and its_classes != classes:
             raise ValueError(f"data set '{name}' has classes {its_classes}, but {source} has {classes}")
-    configured = recipe.num_classes(cfg)
+    configured = class_count(cfg)
     if classes and configured not in (0, len(classes)):
         raise ValueError(
             f"the config says {configured} classes, but {source} has {len(classes)}: {', '.join(classes[:10])}"
@@ -114,7 +118,7 @@ def _resolve_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
     if not classes and not configured:
         raise ValueError("no class count: neither the data sets nor the config give one")
     if classes:
-        recipe.set_num_classes(cfg, len(classes))
+        set_class_count(cfg, len(classes))
         cfg.DATASETS.CLASS_NAMES = classes
 
 
@@ -124,6 +128,10 @@ def _unknown_key(cfg: CfgNode, error: Exception, candidates: Iterable[str] = ())
     wanted = next((key for key in candidates if key not in known), text.split("Non-existent config key:")[-1].strip())
     near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
     return f"unknown config key '{wanted}'" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _flat_keys(node: CfgNode, prefix: str = "") -> Iterable[str]:

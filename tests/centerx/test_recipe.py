@@ -9,6 +9,7 @@ from torch import nn
 from centerx import recipe
 from centerx.resize import FitInto, fitted_size
 from d2x.engine.load_cfg import get_base_cfg
+from d2x.engine.recipe import class_count, set_class_count
 
 
 def names(augmentations):
@@ -121,8 +122,10 @@ def test_bias_of_a_norm_counts_as_norm():
     torch.optim.SGD(recipe.param_groups(cfg, model), lr=0.1)
 
 
-def test_class_count():
+@pytest.mark.parametrize(("name", "node"), [("CenterNet", "CENTERNET"), ("DistilledCenterNet", "CENTERNET")])
+def test_class_count(name, node):
     cfg = cfg_with()
-    assert recipe.num_classes(cfg) == 0
-    recipe.set_num_classes(cfg, 4)
-    assert cfg.MODEL.CENTERNET.NUM_CLASSES == 4
+    cfg.MODEL.META_ARCHITECTURE = name
+    assert class_count(cfg) == 0
+    set_class_count(cfg, 4)
+    assert class_count(cfg) == cfg.MODEL[node].NUM_CLASSES == 4

@@ -8,6 +8,7 @@ from detectron2.data import transforms as T
 
 import plain_detr  # noqa: F401
 from d2x.engine.load_cfg import load_cfg
+from d2x.engine.recipe import class_count, set_class_count
 from plain_detr import recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "PlainDETR" / "configs"
@@ -113,9 +114,9 @@ def test_augmentations_follow_the_config():
 
 def test_classes_follow_the_data():
     cfg = config("swinv2_s_sup_ape_12ep.yaml")
-    assert recipe.num_classes(cfg) == 0
-    recipe.set_num_classes(cfg, 7)
-    assert recipe.num_classes(cfg) == cfg.MODEL.PLAIN_DETR.NUM_CLASSES == 7
+    assert class_count(cfg) == 0
+    set_class_count(cfg, 7)
+    assert class_count(cfg) == cfg.MODEL.PLAIN_DETR.NUM_CLASSES == 7
 
 
 def test_readme_lists_every_config_and_no_other():
