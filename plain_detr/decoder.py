@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from plain_detr.box_coder import BoxCoder
-from plain_detr.decoder_layer import RELEASED_INIT_STD, DecoderLayer, init_transformer_linears
+from plain_detr.decoder_layer import RELEASED_INIT_STD, DecoderLayer, LayerInputs, init_transformer_linears
 from plain_detr.padding import FeatureGrid
 from plain_detr.prediction_head import PredictionHead
 from plain_detr.predictions import BoxSetPrediction
@@ -86,9 +86,9 @@ class Decoder(nn.Module):
             with_bias: False leaves the bias by box out of this layer's logits, and of no other's.
         """
         layer_inputs, _ = self._run(inputs)[layer]
-        return self.layers[layer].cross_attention_weights(*layer_inputs, with_bias=with_bias)
+        return self.layers[layer].cross_attention_weights(layer_inputs, with_bias=with_bias)
 
-    def _run(self, inputs: DecoderInputs) -> list[tuple[tuple, BoxSetPrediction]]:
+    def _run(self, inputs: DecoderInputs) -> list[tuple[LayerInputs, BoxSetPrediction]]:
         """Every layer's inputs and its prediction."""
         grid, extent, memory = inputs.grid, inputs.extent, inputs.memory
         keys = memory + inputs.memory_position.to(memory.dtype)
@@ -97,11 +97,13 @@ class Decoder(nn.Module):
         x, run = inputs.content, []
         for layer, head in zip(self.layers, self.heads):
             pixels = self.coder.to_pixels(reference, extent)
-            layer_inputs = (x, inputs.position, inputs.groups, keys, memory, pixels, grid.hw, grid.stride, padding)
+            layer_inputs = LayerInputs(
+                x, inputs.position, inputs.groups, keys, memory, pixels, grid.hw, grid.stride, padding
+            )
             if self.activation_checkpoint and self.training:
-                x = checkpoint(layer, *layer_inputs, use_reentrant=False)
+                x = checkpoint(layer, layer_inputs, use_reentrant=False)
             else:
-                x = layer(*layer_inputs)
+                x = layer(layer_inputs)
             logits, raw = head(self.final_norm(x))
             boxes = self.coder.decode(undetached, raw, extent)
             run.append((layer_inputs, BoxSetPrediction(logits, boxes, raw, undetached)))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +161,27 @@ class FeedForward(nn.Module):
         return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
+class LayerInputs(NamedTuple):
+    """What a decoder layer works on.
+
+    Attributes:
+        x: (N, Q, C), the queries.
+        position: (N, Q, C), their position codes.
+        groups: sizes of the query groups; they sum to Q.
+        keys, values, boxes_cxcywh, hw, stride, padding: see ``CrossAttention``.
+    """
+
+    x: Tensor
+    position: Tensor
+    groups: Sequence[int]
+    keys: Tensor
+    values: Tensor
+    boxes_cxcywh: Tensor
+    hw: tuple[int, int]
+    stride: int
+    padding: Tensor | None
+
+
 class DecoderLayer(nn.Module):
     """Self-attention, cross-attention, feed-forward, each with a residual and a norm before or after it.
 
@@ -188,46 +210,38 @@ class DecoderLayer(nn.Module):
         self.feedforward_norm = nn.LayerNorm(hidden_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        position: Tensor,
-        groups: Sequence[int],
-        keys: Tensor,
-        values: Tensor,
-        boxes_cxcywh: Tensor,
-        hw: tuple[int, int],
-        stride: int,
-        padding: Tensor | None,
-    ) -> Tensor:
-        """(N, Q, C) queries ``x`` with position codes ``position`` -> (N, Q, C); the rest as in the attentions."""
-        x = self._part(x, self.self_attention_norm, lambda y: self.self_attention(y, position, groups))
+    def forward(self, inputs: LayerInputs) -> Tensor:
+        """(N, Q, C), the queries after this layer."""
+        x = self._within_groups(inputs)
         x = self._part(
             x,
             self.cross_attention_norm,
-            lambda y: self.cross_attention(y + position, keys, values, boxes_cxcywh, hw, stride, padding),
+            lambda y: self.cross_attention(
+                y + inputs.position,
+                inputs.keys,
+                inputs.values,
+                inputs.boxes_cxcywh,
+                inputs.hw,
+                inputs.stride,
+                inputs.padding,
+            ),
         )
         return self._part(x, self.feedforward_norm, self.feedforward)
 
     @torch.no_grad()
-    def cross_attention_weights(
-        self,
-        x: Tensor,
-        position: Tensor,
-        groups: Sequence[int],
-        keys: Tensor,
-        values: Tensor,
-        boxes_cxcywh: Tensor,
-        hw: tuple[int, int],
-        stride: int,
-        padding: Tensor | None,
-        *,
-        with_bias: bool = True,
-    ) -> Tensor:
-        """(N, h, Q, Hf, Wf): what this layer's cross-attention looks at; arguments as in ``forward``."""
-        x = self._part(x, self.self_attention_norm, lambda y: self.self_attention(y, position, groups))
+    def cross_attention_weights(self, inputs: LayerInputs, *, with_bias: bool = True) -> Tensor:
+        """(N, h, Q, Hf, Wf): what this layer's cross-attention looks at."""
+        x = self._within_groups(inputs)
         x = self.cross_attention_norm(x) if self.norm_first else x
-        return self.cross_attention.weights(x + position, keys, boxes_cxcywh, hw, stride, padding, with_bias=with_bias)
+        queries = x + inputs.position
+        return self.cross_attention.weights(
+            queries, inputs.keys, inputs.boxes_cxcywh, inputs.hw, inputs.stride, inputs.padding, with_bias=with_bias
+        )
+
+    def _within_groups(self, inputs: LayerInputs) -> Tensor:
+        return self._part(
+            inputs.x, self.self_attention_norm, lambda y: self.self_attention(y, inputs.position, inputs.groups)
+        )
 
     def _part(self, x: Tensor, norm: nn.LayerNorm, part) -> Tensor:
         if self.norm_first:
