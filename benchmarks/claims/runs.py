@@ -10,6 +10,7 @@ from benchmarks.claims.scale import A, B, Scale
 from d2x.data.shapes import CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
+RATES = (0.02, 0.1, 0.5)  # of SGD, from one that both losses can use to one that breaks the plain loss
 QUICKSTART = ROOT / "projects/CenterX/configs/quickstart.yaml"
 
 
@@ -81,9 +82,10 @@ def all_runs(scale: Scale) -> dict[str, Run]:
         Run("ignore_unlabelled", (*student, *union)),
         Run("pseudo_labels", (*student, *data([], val)), ("teacher_a", "teacher_b"), pseudo=True),
         Run("two_teachers", (*student, *union, *label_free), ("teacher_a", "teacher_b")),
-        Run("lr_tuned_plain", (*sgd, "SOLVER.BASE_LR", 0.02)),
-        Run("lr_tuned_adaptive", (*sgd, *adaptive, "SOLVER.BASE_LR", 0.02)),
-        Run("lr_large_plain", (*sgd, "SOLVER.BASE_LR", 0.5)),
-        Run("lr_large_adaptive", (*sgd, *adaptive, "SOLVER.BASE_LR", 0.5)),
+        *(
+            Run(f"sgd_{rate}_{loss}", (*sgd, *(adaptive if loss == "adaptive" else ()), "SOLVER.BASE_LR", rate))
+            for rate in RATES
+            for loss in ("plain", "adaptive")
+        ),
     ]
     return {run.name: run for run in found}

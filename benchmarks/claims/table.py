@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 
 from benchmarks.claims.runner import Claims
+from benchmarks.claims.runs import RATES
 from d2x.data.cache import write_atomically
 
 matplotlib.use("Agg")
@@ -43,12 +44,7 @@ TABLES = (
     ),
     (
         "Learning rate (SGD without clipping)",
-        (
-            ("lr_tuned_plain", "tuned rate, plain loss"),
-            ("lr_tuned_adaptive", "tuned rate, adaptive loss"),
-            ("lr_large_plain", "25 times the rate, plain loss"),
-            ("lr_large_adaptive", "25 times the rate, adaptive loss"),
-        ),
+        tuple((f"sgd_{rate}_{loss}", f"rate {rate}, {loss} loss") for rate in RATES for loss in ("plain", "adaptive")),
     ),
 )
 
