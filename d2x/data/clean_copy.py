@@ -101,8 +101,9 @@ def _cleaned(annotation: dict, cleaning: Cleaning, number: int) -> dict:
         changes["image_id"] = cleaning.moved[image_id]
     if image_id in cleaning.clip_to:
         changes |= _clipped(annotation, *cleaning.clip_to[image_id])
-    if not is_area(annotation.get("area")):
-        _, _, w, h = changes.get("bbox", annotation["bbox"])
+    w, h = annotation["bbox"][2:]
+    if not is_area(annotation.get("area")) or ("bbox" in changes and annotation["area"] == w * h):
+        w, h = changes.get("bbox", annotation["bbox"])[2:]
         changes["area"] = w * h
     if cleaning.renumber:
         changes["id"] = number

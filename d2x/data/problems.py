@@ -114,6 +114,8 @@ def examples(entry: Found, most: int = _EXAMPLES) -> str:
 
 
 def _printable(text: str) -> str:
-    """Short enough for a line, and such that any terminal and log file takes it (json may hold lone surrogates)."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    """One line that any terminal and log file takes: json may hold line ends, escapes and lone surrogates."""
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

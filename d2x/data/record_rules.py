@@ -131,7 +131,7 @@ def _as_float(value: int | float) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(INFINITY, value)
+        return INFINITY if value > 0 else -INFINITY
 
 
 def _is_name(name: object) -> bool:

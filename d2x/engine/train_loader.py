@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from d2x.data.training_set import are_wide, training_records
 from d2x.engine.data_order import DataOrder
 from d2x.engine.seeding import SeededDataset, derived_seed
 from d2x.engine.stopping import ignore_stop_signals
@@ -34,12 +35,12 @@ def build_train_loader(cfg: CfgNode, mapper, seed: int) -> DataLoader:
         ValueError: unknown ``DATALOADER.SAMPLER_TRAIN``.
     """
     node = cfg.DATALOADER
-    records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=node.FILTER_EMPTY_ANNOTATIONS)
+    records = training_records(cfg.DATASETS.TRAIN, filter_empty=node.FILTER_EMPTY_ANNOTATIONS)
     order = DataOrder(
         repeat_factors(cfg, records, seed),
         batch=cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
-        wide=[record["width"] > record["height"] for record in records] if node.ASPECT_RATIO_GROUPING else None,
+        wide=are_wide(records) if node.ASPECT_RATIO_GROUPING else None,
     )
     records = DatasetFromList(records, copy=False) if isinstance(records, list) else records
     return DataLoader(

@@ -7,7 +7,7 @@ import weakref
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
@@ -16,6 +16,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2x.data.mapper import make_test_mapper, make_train_mapper
+from d2x.data.training_set import training_records
 from d2x.engine.adaptive_loss import build_loss_transforms
 from d2x.engine.checkpoint import Checkpointer
 from d2x.engine.checkpoint_hooks import BestCheckpoint, PeriodicCheckpoints
@@ -266,4 +267,4 @@ def _log_end(error: BaseException) -> None:
 
 
 def _num_images(cfg: CfgNode) -> int:
-    return len(get_detection_dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS))
+    return len(training_records(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS))
