@@ -36,6 +36,7 @@ setup(
         "opencv-python-headless>=4.10",
     ],
     extras_require={
+        "cluster": ["submitit>=1.5"],
         "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6"],
     },
 )

@@ -19,9 +19,13 @@ from d2x.engine.stopping import SIGNALS
 logger = logging.getLogger(__name__)
 
 
-def under_torchrun() -> bool:
-    """Whether ``torchrun`` (or ``torch.distributed.run``) has started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+# What torchrun, submitit and others tell a process that they have started; MASTER_PORT goes with them.
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+
+
+def has_rank() -> bool:
+    """Whether ``torchrun``, or anything that sets the same variables, has started this process."""
+    return all(name in os.environ for name in RANK_VARIABLES)
 
 
 def is_restart() -> bool:
@@ -40,14 +44,14 @@ def launch(
 ) -> None:
     """Call ``main(*args)`` in every process of the job; gloo on CPUs, NCCL on GPUs.
 
-    Under ``torchrun`` the other arguments are not looked at: it has started the processes. User errors are one line in
+    Under ``torchrun`` the other arguments are not looked at: the processes are there. User errors are one line in
     each process, and a process that dies takes the job down: exit status 1 (never returns then).
 
     Args:
         processes: on each machine; 0 is 1.
         machines, machine_rank, dist_url: see detectron2's ``launch``.
     """
-    if under_torchrun():
+    if has_rank():
         with one_line_errors():
             _join_group()
             main(*args)

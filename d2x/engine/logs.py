@@ -14,6 +14,7 @@ def setup_logs(output_dir: str, *, quiet: bool = False) -> None:
 
     Call it before detectron2's ``default_setup``, which then finds these handlers and adds none.
     """
+    logging.raiseExceptions = False  # python's switch: a full disk must not print a traceback for every line of the log
     rank = comm.get_rank()
     loggers = [setup_logger(output_dir, distributed_rank=rank, name=name) for name in PACKAGES]
     loggers.append(setup_logger(output_dir, distributed_rank=rank))

@@ -9,10 +9,10 @@ import torch
 from detectron2.engine import HookBase
 
 import centerx  # noqa: F401
+from benchmarks.tiny_run import CONFIGS, SMALL, SOLVER
 from d2x.engine.fingerprint import differences
 from d2x.engine.load_cfg import load_cfg, prepare_data
 from d2x.engine.trainer import Trainer
-from tests.e2e.tiny_run import CONFIGS, SMALL, SOLVER
 
 COUNTING = (
     "TEST.EVAL_PERIOD 2 EARLY_STOP.METRIC bbox/AP EARLY_STOP.PATIENCE 2 CHECKPOINT.KEEP_BEST bbox/AP"

@@ -1,0 +1,124 @@
+"""Two processes train as one with all their images, and when one of them dies the job ends, or starts again."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.tiny_run import (
+    ROOT,
+    command,
+    errors,
+    kill,
+    processes_below,
+    run,
+    start,
+    torchrun,
+    wait,
+    wait_for_checkpoint,
+)
+from d2x.engine.fingerprint import differences
+from tests.e2e import two_processes
+
+# With SGD a difference of rounding in a gradient stays one in the weight.
+OPTS = (
+    "SOLVER.MAX_ITER 8 SOLVER.IMS_PER_BATCH 4 SOLVER.OPTIMIZER SGD SOLVER.BASE_LR 0.02 MODEL.SYNC_BATCH_NORM True"
+).split()
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> tuple[dict, dict]:
+    """Results of one process and of two."""
+    folder = tmp_path_factory.mktemp("compared")
+    two_processes.make_validation_sets(folder)
+    log = folder / "printed.txt"
+    words = [*torchrun("--standalone", "--nproc-per-node", 2), "tests/e2e/two_processes.py", str(folder)]
+    assert run(words, log, PYTHONPATH=str(ROOT)) == 0, log.read_text()[-3000:]
+    return two_processes.results(folder), torch.load(folder / "results.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("case", two_processes.CASES)
+@pytest.mark.parametrize("detector", sorted(two_processes.CONFIGS))
+def test_two_processes_give_the_gradients_of_one(detector, case, compared):
+    one, two = (results[detector, case] for results in compared)
+    assert set(one) <= set(two), "DDP makes zeros of gradients that are not there"
+    assert max(value.abs().max() for value in one.values()) > 1e-3
+    for name, value in two.items():
+        torch.testing.assert_close(value, one.get(name, torch.zeros_like(value)), atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("images", two_processes.VALIDATION)
+@pytest.mark.parametrize("detector", sorted(two_processes.CONFIGS))
+def test_two_processes_detect_the_same(detector, images, compared):
+    one, two = (results[detector, images] for results in compared)
+    assert len(one) > 0 and {found["image_id"] for found in one} == set(range(1, images + 1))
+    assert one == two, "image by image, in the same order"
+
+
+def weights(output: Path) -> dict:
+    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Path:
+    """Output of two processes that detectron2's launcher starts."""
+    output = tmp_path_factory.mktemp("pair")
+    log = output / "printed.txt"
+    flags = ("--resume", "--num-processes", 2, "--dist-url", "auto")
+    assert run(command(output, *OPTS, flags=flags), log) == 0, log.read_text()[-3000:]
+    return output
+
+
+def test_a_whole_training_is_the_same_but_for_rounding(pair, tmp_path):
+    assert run(command(tmp_path, *OPTS), tmp_path / "printed.txt") == 0
+    one, two = weights(tmp_path), weights(pair)
+    assert set(one) == set(two)
+    names = [name for name in one if "running_var" not in name]  # over n, where torch's batch norm has n - 1
+    for name in names:
+        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def workers_of(process, count: int, word: str) -> list[int]:
+    """Processes that train; the launchers are their parents."""
+    found = processes_below(process.pid, word)
+    assert len(found) >= count, found
+    return found
+
+
+def test_a_process_that_dies_takes_the_others_along(tmp_path):
+    log = tmp_path / "printed.txt"
+    flags = ("--resume", "--num-processes", 2, "--dist-url", "auto")
+    process = start(command(tmp_path / "run", *OPTS, "SOLVER.MAX_ITER", 100_000, flags=flags), log)
+    wait_for_checkpoint(process, tmp_path / "run", "")
+    workers = workers_of(process, 2, "spawn_main")
+    os.kill(workers[-1], signal.SIGKILL)
+    assert wait(process) == 1
+    assert any("ended by SIGKILL, the others were stopped; go on with --resume" in line for line in errors(log)), (
+        log.read_text()[-2000:]
+    )
+    assert "Traceback" not in log.read_text()
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_two_machines_start_again_after_a_death_and_end_with_the_same_bits(pair, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    output = tmp_path / "run"
+    logs, machines = [tmp_path / f"printed_{i}.txt" for i in range(2)], []
+    for i in range(2):
+        options = ["--nnodes", 2, "--nproc-per-node", 1, "--max-restarts", 3, "--rdzv-backend", "c10d"]
+        options += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test", "--local-addr", f"127.0.0.{1 + i}"]
+        machines.append(start(command(output, *OPTS, python=torchrun(*options)), logs[i]))
+    try:
+        wait_for_checkpoint(machines[0], output, "")
+        os.kill(workers_of(machines[1], 1, "train_net")[-1], signal.SIGKILL)
+        assert [wait(machine) for machine in machines] == [0, 0], logs[0].read_text()[-3000:]
+    finally:
+        for machine in machines:
+            kill(machine)
+    assert "Starting training from iteration 0" not in (output / "log.txt").read_text().split("Starting training")[-1]
+    assert differences(weights(pair), weights(output)) == []

@@ -1,0 +1,101 @@
+"""Gradients and detections of one process, or of two that torchrun has started; test_processes.py compares them.
+
+usage: two_processes.py FOLDER (under torchrun: the first process writes FOLDER/results.pth)
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
+
+import centerx  # noqa: F401
+import plain_detr  # noqa: F401
+from benchmarks.tiny_run import CONFIGS, SMALL, SOLVER
+from d2x.data.shapes import ShapesSpec, generate_shapes
+from d2x.engine.load_cfg import load_cfg, prepare_data
+from d2x.engine.sync_norm import synchronize_batch_norms
+from d2x.engine.trainer import Trainer
+
+# Objects of each of four images; the first process has images 0 and 2.
+CASES = {
+    "some everywhere": (3, 1, 2, 4),
+    "one process without": (3, 0, 2, 0),
+    "one object": (0, 1, 0, 0),
+    "none": (0,) * 4,
+}
+VALIDATION = (5, 1)  # images: uneven, and fewer than processes
+
+
+def model_of(detector: str):
+    """A small detector with batch norms and weights that depend on nothing but the seed."""
+    words = [*SOLVER, *SMALL[detector], "WEIGHT_AVERAGING.ENABLED", "False"]
+    torch.manual_seed(3)
+    return Trainer.build_model(prepare_data(load_cfg(str(CONFIGS[detector]), words)))
+
+
+def records(counts) -> list[dict]:
+    """Images of one size with boxes in them."""
+    generator = torch.Generator().manual_seed(5)
+    found = []
+    for count in counts:
+        corners = torch.rand(count, 2, generator=generator) * 30
+        sides = 10 + torch.rand(count, 2, generator=generator) * 20
+        instances = Instances((64, 64))
+        instances.gt_boxes = Boxes(torch.cat([corners, corners + sides], dim=1))
+        instances.gt_classes = torch.randint(0, 4, (count,), generator=generator)
+        image = torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8)
+        found.append({"image": image, "instances": instances, "file_name": "x"})
+    return found
+
+
+def gradients(detector: str, counts) -> dict[str, torch.Tensor]:
+    """Of the sum of all losses; of one process: of all images, of several: of this one's share, averaged."""
+    model, rank, world = model_of(detector), comm.get_rank(), comm.get_world_size()
+    model.train()
+    if world > 1:
+        synchronize_batch_norms(model)
+        model = DistributedDataParallel(model)
+    sum(model(records(counts)[rank::world]).values()).backward()
+    return {name.removeprefix("module."): part.grad for name, part in model.named_parameters() if part.grad is not None}
+
+
+def detections(detector: str, images: int, folder: Path) -> list[dict]:
+    """What the evaluation is given, for a validation set of so many images."""
+    data = folder / f"val_{images}"
+    output = folder / f"{detector}_{images}_by_{comm.get_world_size()}"
+    words = ["DATASETS.VAL_JSON", str(data / "annotations.json"), "DATASETS.VAL_IMAGES", str(data / "images")]
+    words += ["DATASETS.TRAIN", "()", "TEST.BATCH_SIZE", "1", "OUTPUT_DIR", str(output)]
+    words = [*SOLVER, *SMALL[detector], *words]
+    torch.manual_seed(3)
+    cfg = prepare_data(load_cfg(str(CONFIGS[detector]), words))
+    Trainer.test(cfg, Trainer.build_model(cfg))
+    comm.synchronize()
+    return json.loads((output / "inference" / cfg.DATASETS.TEST[0] / "coco_instances_results.json").read_text())
+
+
+def results(folder: Path) -> dict:
+    """Everything that is compared."""
+    return {
+        **{(d, case): gradients(d, counts) for d in CONFIGS for case, counts in CASES.items()},
+        **{(d, images): detections(d, images, folder) for d in CONFIGS for images in VALIDATION},
+    }
+
+
+def make_validation_sets(folder: Path) -> None:
+    for images in VALIDATION:
+        generate_shapes(ShapesSpec(images, seed=images, sides=(64, 80)), folder / f"val_{images}")
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    found = results(Path(sys.argv[1]))
+    if comm.is_main_process():
+        torch.save(found, Path(sys.argv[1]) / "results.pth")
+    dist.destroy_process_group()
