@@ -131,9 +131,8 @@ def main(argv: Sequence[str] | None = None) -> Manifest:
         overwrite=args.overwrite,
     )
     checked = "checked" if options.check else "NOT checked"
-    print(
-        f"{manifest.detector}, {manifest.format} {manifest.precision}, form {manifest.form}, {checked}: {args.output}"
-    )
+    what = f"{manifest.detector}, {manifest.format} {manifest.precision}, form {manifest.form}"
+    print(f"{what}, {checked}: {args.output}")
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""Exported models: how they are made, and how they are run. Importing the package needs neither torch nor detectron2."""
+"""Exported models: how they are made and run. Importing the package needs neither torch nor detectron2."""
 
 from d2x.deploy.infer import Detections, Detector, load
 

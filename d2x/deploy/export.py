@@ -14,17 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from tqdm import tqdm
 
-from d2x.deploy.check import Comparison, Tolerance, compare, merge
-from d2x.deploy.evaluate import evaluate, to_detections
+from d2x.deploy.check import Tolerance
 from d2x.deploy.exporters import get_exporter
 from d2x.deploy.exporters.request import ExportRequest
 from d2x.deploy.fold import fold_batch_norms
 from d2x.deploy.graph import DetectionGraph, get_deployment
-from d2x.deploy.infer import Detections, Detector, load
+from d2x.deploy.infer import Detector, load
 from d2x.deploy.manifest import FILE_NAME, OUTPUTS, Manifest
-from d2x.deploy.resize import resized_size
+from d2x.deploy.verify import Reference, check, measure_ap
 from d2x.engine.predictor import Predictor
 
 INPUTS = {
@@ -114,7 +112,12 @@ def export_model(
         measured: dict[str, Any] = {}
         if options.check:
             eager = deployment.build_graph(predictor.model, form).eval()
-            measured = _verify(load(folder), Reference(predictor, eager, manifest), cfg, options, check_images or {})
+            detector, reference = load(folder), Reference(predictor, eager, manifest)
+            measured["check"] = check(detector, reference, check_images or {}, options.tolerance)._asdict()
+            if options.evaluate_images is not None:
+                measured["AP"] = measure_ap(
+                    detector, reference, cfg, limit=options.evaluate_images, max_loss=options.max_ap_loss
+                )
         manifest = dataclasses.replace(manifest, measured=measured)
         manifest.write(folder)
         folder.chmod(0o755)
@@ -124,40 +127,6 @@ def export_model(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return manifest
-
-
-class Reference:
-    """PyTorch's answer to the question that an exported model is asked.
-
-    It is the detector's own inference where the exported model sees the image as the detector would, with as much
-    padding. A model of fixed size sees more of it, and the detector itself answers a little differently then: there
-    the graph as it was before folding and export is run instead. So it is for form "peaks" wherever there is padding,
-    whose scores suppress peaks at the image's edge in that form.
-    """
-
-    def __init__(self, predictor: Predictor, graph: DetectionGraph, manifest: Manifest):
-        self._predictor, self._manifest = predictor, manifest
-        self._fixed = Detector(manifest, _Eager(graph))
-        self._any = Detector(dataclasses.replace(manifest, size=None), self._fixed.runtime)
-
-    def __call__(self, image: np.ndarray) -> Detections:
-        canvas, size = self._fixed.prepare(image)
-        padding = self._any.prepare(image)[0].shape[1:] if self._manifest.form != "peaks" else size
-        if tuple(padding) == canvas.shape[1:] and size == resized_size(self._manifest.resize, image.shape[:2]):
-            return to_detections(self._predictor(image))
-        return self._fixed(image)
-
-
-class _Eager:
-    """A graph as a runtime."""
-
-    def __init__(self, graph: DetectionGraph):
-        self._graph = graph
-
-    @torch.no_grad()
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        outputs = self._graph(*(torch.from_numpy(inputs[name]) for name in self._graph.input_names))
-        return {name: value.numpy() for name, value in zip(self._graph.output_names, outputs)}
 
 
 def _check_place(output: Path, overwrite: bool) -> None:
@@ -177,9 +146,7 @@ def _choose_form(options: ExportOptions, of_format: Sequence[str], of_detector: 
             f" and {detector} gives {' or '.join(of_detector)}"
         )
     if options.form and options.form not in possible:
-        raise ValueError(
-            f"form {options.form}: for {detector} in format {options.format} it is {' or '.join(possible)}"
-        )
+        raise ValueError(f"form {options.form}: {detector} in format {options.format} has {' or '.join(possible)}")
     return options.form or possible[0]
 
 
@@ -254,42 +221,3 @@ def _source(cfg: CfgNode) -> dict[str, str]:
 def _feeds(manifest: Manifest, image: np.ndarray) -> dict[str, np.ndarray]:
     detector = Detector(manifest, runtime=dict)
     return detector.feeds([detector.prepare(image)])
-
-
-def _verify(
-    detector: Detector, reference: Reference, cfg: CfgNode, options: ExportOptions, images: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    """Differences on the images, and AP where it is asked for; raises ValueError over the limits."""
-    measured: dict[str, Any] = {}
-    if images:
-        limits = options.tolerance or Tolerance()
-        total = Comparison()
-        for name, image in tqdm(images.items(), desc="check", unit="image"):
-            one = compare(
-                reference(image), detector(image), limit=detector.manifest.max_detections, name=os.path.basename(name)
-            )
-            total = merge(total, one, limits)
-        print(total)
-        measured["check"] = total._asdict()
-        if options.tolerance is not None and not total.within(options.tolerance):
-            raise ValueError(
-                f"the exported model differs from PyTorch by more than {options.tolerance.score:g} in score or"
-                f" {options.tolerance.box:g} px: {total}"
-            )
-    if options.evaluate_images is not None:
-        measured["AP"] = _measure_ap(detector, reference, cfg, options)
-    return measured
-
-
-def _measure_ap(detector: Detector, reference: Reference, cfg: CfgNode, options: ExportOptions) -> dict[str, float]:
-    limit = options.evaluate_images
-    with tempfile.TemporaryDirectory() as folder:
-        found = {
-            label: evaluate(detect, cfg, folder=os.path.join(folder, label), limit=limit, label=label)["AP"]
-            for label, detect in (("pytorch", reference), ("exported", detector))
-        }
-    found["lost"] = found["pytorch"] - found["exported"]
-    print(f"AP {found['exported']:.2f}, PyTorch {found['pytorch']:.2f}: {found['lost']:.2f} lost")
-    if options.max_ap_loss is not None and found["lost"] > options.max_ap_loss:
-        raise ValueError(f"the exported model loses {found['lost']:.2f} AP, more than {options.max_ap_loss:g}")
-    return found

@@ -111,6 +111,6 @@ class DetectionGraph(nn.Module):
 
 
 def inside(hw: Sequence[int], stride: int, sizes: Tensor) -> Tensor:
-    """(N, 1, Hf, Wf) bool: cells of ``stride`` pixels that an image of ``sizes`` (N, 2) (height, width) reaches into."""
+    """(N, 1, Hf, Wf) bool: cells of ``stride`` pixels that images of ``sizes`` (N, 2) (height, width) reach."""
     height, width = (stride * torch.arange(side, device=sizes.device) for side in hw)
     return ((height < sizes[:, :1])[:, :, None] & (width < sizes[:, 1:])[:, None, :])[:, None]

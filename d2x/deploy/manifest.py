@@ -24,7 +24,7 @@ OUTPUTS = {
     },
     "heads": {
         "heat": "(N, K, Hf, Wf) float32 score of an object's centre being in the cell",
-        "pooled": "(N, K, Hf, Wf) float32 largest score of each cell's 3x3 neighbourhood; a peak is where heat equals it",
+        "pooled": "(N, K, Hf, Wf) float32 largest heat of each cell's 3x3 neighbourhood; a peak equals it",
         "reg": "(N, 2, Hf, Wf) float32 (dx, dy) of the centre from the cell's corner, in cells",
         "wh": "(N, 2 or 2 K, Hf, Wf) float32 (width, height) in cells, one pair or one for each class",
     },

@@ -3,9 +3,9 @@
 A description is a dict with ``kind``:
 
 - ``none``;
-- ``shortest_edge``: ``size`` of the shorter side, unless the longer one then exceeds ``max_size``, which then it gets;
+- ``shortest_edge``: the shorter side to ``size``, or the longer one to ``max_size`` where it would exceed that;
 - ``fixed``: to ``size`` (height, width), the aspect ratio not kept;
-- ``fit``: the largest size that fits into ``size`` (height, width), sides rounded as ``rounding`` says ("nearest", "down").
+- ``fit``: the largest size that fits into ``size`` (height, width); ``rounding`` of the sides is "nearest" or "down".
 
 ``interpolation`` is "bilinear" (Pillow's, anti-aliased), "opencv_bilinear" or "opencv_area".
 """

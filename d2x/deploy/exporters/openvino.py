@@ -27,7 +27,7 @@ def export(graph: DetectionGraph, folder: Path, request: ExportRequest) -> None:
         write_onnx(graph, source, request._replace(precision="fp32"))
         model = openvino.convert_model(source)
     if request.precision == "int8":
-        from d2x.deploy.exporters.quantize import quantize_openvino  # only here: it needs NNCF
+        from d2x.deploy.exporters.quantize_openvino import quantize  # only here: it needs NNCF
 
-        model = quantize_openvino(model, request.calibration, keep=graph.float_layers())
+        model = quantize(model, request.calibration, keep=graph.float_layers())
     openvino.save_model(model, folder / FILE, compress_to_fp16=request.precision == "fp16")

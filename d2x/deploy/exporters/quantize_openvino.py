@@ -1,0 +1,26 @@
+"""Int8 by OpenVINO's own quantizer, NNCF, from calibration images."""
+
+import re
+from collections.abc import Sequence
+
+import nncf
+import numpy as np
+import openvino
+
+
+def quantize(model: openvino.Model, feeds: Sequence[dict[str, np.ndarray]], *, keep: Sequence[str]) -> openvino.Model:
+    """The quantized model.
+
+    Args:
+        model: float32.
+        feeds: inputs by name, one dict a calibration image.
+        keep: layers that stay in float32, by the prefix of their operations' names.
+    """
+    patterns = [f"^{re.escape(layer)}[./].*" for layer in keep]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(feeds),
+        subset_size=len(feeds),
+        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(patterns=patterns, validate=False),
+    )
