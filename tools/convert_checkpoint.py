@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -23,6 +24,8 @@ EPILOG = """examples:
   released Plain-DETR       tools/convert_checkpoint.py --model plain_detr swinv2_small_mim_pt_boxrpe.pth ours.pth
   back                      tools/convert_checkpoint.py --model plain_detr --reverse ours.pth official.pth
   other classes next        tools/convert_checkpoint.py --model plain_detr --drop-classes model_final.pth no_classes.pth
+  another format            tools/convert_checkpoint.py --model any model_final.pth model_final.safetensors
+  a pickle you trust        tools/convert_checkpoint.py --model any --trust-pickle R-50.pkl R-50.pth
 
 OUTPUT is {"model": tensors}, or only the tensors if its name ends in .safetensors. Exit status 1, and no output, if a
 name is not known and --allow-unmatched is not given.
@@ -48,8 +51,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, choices=sorted(CLASS_LAYERS), help="which detector's names")
-    parser.add_argument("input", help=".pth, .pt, .bin or .safetensors")
+    parser.add_argument(
+        "--model",
+        required=True,
+        choices=[*sorted(CLASS_LAYERS), "any"],
+        help="which detector's names; any: every name stays as it is",
+    )
+    parser.add_argument("input", help=".pth, .pt, .bin or .safetensors; with --trust-pickle also .pkl")
     parser.add_argument("output", help=".pth or .safetensors")
     direction = parser.add_mutually_exclusive_group()
     direction.add_argument("--reverse", action="store_true", help="from our names to the released ones")
@@ -106,13 +114,25 @@ def _read_trusted(path: str) -> Any:
     if path.endswith(".safetensors"):
         return read_checkpoint(path)
     try:
+        if path.endswith(".pkl"):
+            with open(path, "rb") as file:
+                return _as_tensors(pickle.load(file, encoding="latin1"))
         return torch.load(path, map_location="cpu", weights_only=False)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ImportError, AttributeError) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({' '.join(str(error).split())[:200]})") from error
 
 
+def _as_tensors(content: Any) -> Any:
+    """Nested dicts with their arrays as tensors: detectron2's own ``.pkl`` files hold numpy arrays."""
+    if isinstance(content, dict):
+        return {str(name): _as_tensors(value) for name, value in content.items()}
+    return torch.from_numpy(content) if isinstance(content, np.ndarray) and content.dtype != object else content
+
+
 def convert(model: str, state: dict[str, Tensor], *, reverse: bool = False, keep_outputs: bool = False) -> Report:
     """Rename by the rules of one detector; Plain-DETR's class heads are also cut to, or spread from, COCO's classes."""
+    if model == "any":
+        return Report(state, {name: name for name in state}, [], [], [])
     if model == "centerx":
         converted = centerx_keys.convert(state, reverse=reverse)
         return Report(converted.state, converted.renamed, converted.unmatched, [], [])
@@ -130,6 +150,8 @@ def convert(model: str, state: dict[str, Tensor], *, reverse: bool = False, keep
 
 def drop_classes(model: str, state: dict[str, Tensor]) -> Report:
     """Leave out class layers; everything else stays under its name."""
+    if model not in CLASS_LAYERS:
+        raise ValueError(f"--drop-classes needs to know the detector: --model {' or '.join(sorted(CLASS_LAYERS))}")
     dropped = [name for name in state if any(part in name for part in CLASS_LAYERS[model])]
     kept = {name: value for name, value in state.items() if name not in dropped}
     if not dropped:

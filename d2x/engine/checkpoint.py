@@ -194,7 +194,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _convert_hint() -> str:
-    return "if you trust its source, convert it with tools/convert_checkpoint.py --trust-pickle"
+    return "if you trust its source, convert it with tools/convert_checkpoint.py --trust-pickle (--model any)"
 
 
 def _require_match(model: torch.nn.Module, state: dict[str, Any], path: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, verify_results
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -36,6 +36,7 @@ from d2x.engine.stopping import EarlyStop, StopOnSignal, StopSignals
 from d2x.engine.sync_norm import synchronize_batch_norms
 from d2x.engine.train_loader import build_train_loader, run_seed
 from d2x.engine.weight_averaging import WeightAveraging
+from d2x.evaluation.coco import build_coco_evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return COCOEvaluator(dataset_name, tasks=("bbox",), output_dir=folder, max_dets_per_image=None)
+        return build_coco_evaluator(cfg, dataset_name, folder)
 
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, some replaced by ours, with averaged weights applied before they are saved or evaluated.

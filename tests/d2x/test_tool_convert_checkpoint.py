@@ -1,6 +1,8 @@
 import argparse
 import json
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -142,3 +144,19 @@ def test_missing_and_damaged_files_are_named(paths):
     for options in ([], ["--trust-pickle"]):
         with pytest.raises(ValueError, match="in.pth"):
             main(["--model", "centerx", *options, *paths])
+
+
+def test_a_trusted_pickle_of_arrays_becomes_safetensors(tmp_path):
+    source, output = str(tmp_path / "zoo.pkl"), str(tmp_path / "zoo.safetensors")
+    with open(source, "wb") as file:
+        pickle.dump({"model": {"stem.weight": np.arange(3.0)}, "__author__": "somebody"}, file)
+    with pytest.raises(ValueError, match="zoo.pkl"):
+        main(["--model", "any", source, output])
+    assert main(["--model", "any", "--trust-pickle", source, output]) == 0
+    assert load_file(output)["stem.weight"].tolist() == [0, 1, 2]
+
+
+def test_drop_classes_needs_a_detector(paths):
+    torch.save({"model": released_centerx()}, paths[0])
+    with pytest.raises(ValueError, match="--drop-classes needs"):
+        main(["--model", "any", "--drop-classes", *paths])
