@@ -37,6 +37,6 @@ setup(
     ],
     extras_require={
         "cluster": ["submitit>=1.5"],
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6"],
+        "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6", "submitit>=1.5"],
     },
 )

@@ -12,6 +12,7 @@ import torch.distributed as dist
 LOST = re.compile(
     r"connection (closed|reset|refused|was likely closed)|broken pipe|socket|timed out|timeout|nccl|gloo", re.I
 )
+DEAD_WORKER = "DataLoader worker"  # how torch's message about one begins
 
 
 @contextlib.contextmanager
@@ -19,8 +20,8 @@ def one_line_errors() -> Iterator[None]:
     """Turn ``ValueError`` and ``OSError`` into ``error: ...`` on stderr and exit status 1.
 
     These are what the packages raise for wrong input, and what a full or missing disk raises; a lost process of the
-    same job is a third kind. Anything else is a bug and keeps its traceback. With the environment variable
-    ``D2X_TRACEBACK`` set, everything does.
+    same job, or one that loads data, is a third kind. Anything else is a bug and keeps its traceback. With the
+    environment variable ``D2X_TRACEBACK`` set, everything does.
     """
     try:
         yield
@@ -39,6 +40,8 @@ def one_line(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if lost_process(error):
         return f"process {dist.get_rank()} lost another process of the job ({text[:200]}); go on with --resume"
+    if isinstance(error, RuntimeError) and text.startswith(DEAD_WORKER):
+        return f"{text[:200]}; it was killed or ran out of memory; go on with --resume"
     return text if isinstance(error, (ValueError, OSError)) else None
 
 
