@@ -91,5 +91,7 @@ def add_d2x_config(cfg: CN) -> None:
 
     # Images per batch in evaluation.
     cfg.TEST.BATCH_SIZE = 1
+    # Who computes COCO's statistics: "hotcoco", "pycocotools", or "auto", hotcoco where installed. Same numbers.
+    cfg.TEST.COCO_EVAL = "auto"
     # Show one tqdm bar instead of a log line every 20 iterations.
     cfg.PROGRESS_BAR = False
