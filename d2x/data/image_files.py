@@ -88,16 +88,14 @@ def inspect_image(path: str, width: int, height: int, *, decode_pixels: bool = T
         file_hash = _hash_file(path)
         image = decode(path) if decode_pixels else _header(path)
         own = image.size
-        orientation = _orientation(image)
-        turned = orientation in (5, 6, 7, 8)
+        turned = _orientation(image) in (5, 6, 7, 8)
         seen = own[::-1] if turned else own
         if seen != (width, height):
             kind = kinds.FILE_TURNED if turned and own == (width, height) else kinds.FILE_OTHER_SIZE
             return ImageFacts(kind, f"file {seen[0]} x {seen[1]}, recorded {width} x {height}", file_hash)
         if not decode_pixels:
             return ImageFacts("", file_hash=file_hash)
-        upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-        pixels = upright.convert("RGB")
+        pixels = upright(image).convert("RGB")
     except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
         return ImageFacts(kinds.FILE_UNREADABLE, " ".join(str(error).split())[:200] or type(error).__name__)
     return ImageFacts("", "", file_hash, _hash_pixels(pixels), _look(pixels))
@@ -120,6 +118,12 @@ def decode(path: str | os.PathLike) -> Image.Image:
                 return image
     except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as its EXIF tag wants it to be shown."""
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _header(path: str) -> Image.Image:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from d2x.data.image_files import decode, upright
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +108,11 @@ class DetectionMapper(DatasetMapper):
     def _read(self, record: dict) -> np.ndarray:
         """(h, w, 3) uint8 image; fills in a missing height and width."""
         try:
-            image = detection_utils.read_image(record["file_name"], format=self.image_format)
+            # Not detectron2's read_image: of a truncated PNG, it takes what was decoded before the end.
+            path = PathManager.get_local_path(record["file_name"])
+            if not os.path.lexists(path):
+                raise FileNotFoundError(path)
+            image = detection_utils.convert_PIL_to_numpy(upright(decode(path)), self.image_format)
             detection_utils.check_image_size(record, image)
         except FileNotFoundError as error:
             raise BadImageError(f"image not found: {record['file_name']}") from error

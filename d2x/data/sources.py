@@ -45,7 +45,7 @@ def join_sources(cfg: CfgNode) -> None:
 def register_source(source: str | Sequence[str]) -> str:
     """Register one source of ``join_sources``; returns the name of the data set."""
     if not isinstance(source, str):
-        if len(source) != 2:
+        if not isinstance(source, (list, tuple)) or len(source) != 2 or not all(isinstance(s, str) for s in source):
             raise ValueError(f"DATASETS: a source must be a name, a folder or [json, image folder], got {source}")
         return register_coco_json(f"{_stem(source[0])}_{_hash(source)}", *source)
     if source in DatasetCatalog:

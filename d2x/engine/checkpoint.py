@@ -119,7 +119,13 @@ class Checkpointer(DetectionCheckpointer):
             where = "; OUTPUT_DIR must be a folder that all machines share" if comm.get_world_size() > 1 else ""
             raise FileNotFoundError(f"checkpoint not found: {path}{where}")
         self._loading = path
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # torch's loaders raise anything for values of another kind than they wrote
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            raise CheckpointError(f"{path}: does not fit this run ({reason})") from error
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)
@@ -128,10 +134,13 @@ class Checkpointer(DetectionCheckpointer):
         if filename.endswith((".pkl", ".pyth")):  # detectron2 would unpickle them
             raise CheckpointError(f"{filename}: refused, a pickle can run code; {_convert_hint()}")
         checkpoint = read_checkpoint(filename)
-        return checkpoint if "model" in checkpoint else {"model": checkpoint}
+        if isinstance(checkpoint, dict) and "model" not in checkpoint:
+            checkpoint = {"model": checkpoint}
+        _require_weights(checkpoint, filename)
+        return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]):
-        if not checkpoint.get("matching_heuristics", False):
+        if checkpoint.get("matching_heuristics") is not True:
             _require_match(self.model, checkpoint["model"], self._loading)
         return super()._load_model(checkpoint)
 
@@ -195,6 +204,17 @@ def _first_line(error: Exception) -> str:
 
 def _convert_hint() -> str:
     return "if you trust its source, convert it with tools/convert_checkpoint.py --trust-pickle (--model any)"
+
+
+def _require_weights(checkpoint: Any, path: str) -> None:
+    """Refuse what is no {"model": {name: dense real tensor}, ...}."""
+    state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{path}: not a checkpoint: it holds no weights by name")
+    for name, value in state.items():
+        usable = isinstance(name, str) and isinstance(value, torch.Tensor)
+        if not usable or value.layout != torch.strided or value.is_complex() or value.is_meta or value.is_quantized:
+            raise CheckpointError(f"{path}: not a checkpoint: {str(name)[:100]!r} is no dense tensor of real numbers")
 
 
 def _require_match(model: torch.nn.Module, state: dict[str, Any], path: str) -> None:

@@ -13,6 +13,7 @@ from d2x.data.builtin import register_builtin
 from d2x.data.coco_json import register_coco_json
 from d2x.data.shapes import register_shapes
 from d2x.data.sources import join_sources
+from d2x.engine.config_values import require_values
 from d2x.engine.recipe import all_recipes, class_count, set_class_count
 
 
@@ -42,8 +43,8 @@ def load_cfg(config_file: str | None = None, opts: Iterable[str] = ()) -> CfgNod
             cfg.merge_from_file(config_file, allow_unsafe=False)  # else tags in the yaml could run code
         except KeyError as error:
             raise ValueError(f"{config_file}: {_unknown_key(cfg, error)}") from error
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{config_file}: its _BASE_ was not found: {error.filename}") from error
         except Exception as error:  # yaml, yacs and detectron2 raise anything for a text that is no config
             raise ValueError(f"{config_file}: not a config ({_in_words(error)})") from error
     opts = list(opts)
@@ -61,6 +62,7 @@ def load_cfg(config_file: str | None = None, opts: Iterable[str] = ()) -> CfgNod
     gone = sorted(known - set(_flat_keys(cfg)))
     if gone:  # a whole node was given as one value
         raise ValueError(f"overrides must name single keys, not a group of them: {gone[0]} would be lost")
+    require_values(cfg, get_base_cfg())
     return cfg
 
 
