@@ -191,7 +191,7 @@ class DeltaCoder(BoxCoder):
             size = torch.full_like(centre, self.anchor_size * 2**index)
             one = torch.cat([centre, size], dim=-1)  # (1, S, 4)
             inside = ((one > BORDER * extent) & (one < (1 - BORDER) * extent)).all(-1)
-            boxes.append(one.expand(len(extent), -1, -1))
+            boxes.append(one.expand(extent.shape[0], -1, -1))
             valid.append(inside & ~level.padding(device).flatten(1))
         return torch.cat(boxes, dim=1), torch.cat(valid, dim=1)
 

@@ -45,7 +45,7 @@ class FeatureGrid(NamedTuple):
     def padding(self, device: torch.device) -> Tensor:
         """(N, Hf, Wf) bool, True where there is no image."""
         height, width = self.hw
-        valid = torch.tensor(self.valid, device=device)
+        valid = torch.as_tensor(self.valid, device=device)
         rows = torch.arange(height, device=device) >= valid[:, :1]  # (N, Hf)
         columns = torch.arange(width, device=device) >= valid[:, 1:]  # (N, Wf)
         return rows[:, :, None] | columns[:, None, :]
@@ -59,6 +59,10 @@ class FeatureGrid(NamedTuple):
     def extent_wh(self, device: torch.device) -> Tensor:
         """(N, 1, 2) float32 (width, height) in pixels."""
         return sizes_wh(self.extent, device)
+
+    def level(self, stride: int, hw: Size, rule: str) -> "FeatureGrid":
+        """The grid of a map of another stride made from this one's, ``hw`` in size; ``rule`` is the valid area's."""
+        return level_grid(self, stride, hw, rule)
 
 
 def sizes_wh(sizes: Sequence[Size], device: torch.device) -> Tensor:

@@ -37,10 +37,10 @@ def grid_code(grid: FeatureGrid, channels: int, *, normalize: bool, device: torc
         (N, Hf, Wf, C) float32. Codes of padded cells are finite and mean nothing.
     """
     height, width = grid.hw
-    y = torch.arange(height, dtype=torch.float32, device=device).expand(len(grid.valid), -1) + 0.5
-    x = torch.arange(width, dtype=torch.float32, device=device).expand(len(grid.valid), -1) + 0.5
+    valid = torch.as_tensor(grid.valid, dtype=torch.float32, device=device) + 1e-6
+    y = torch.arange(height, dtype=torch.float32, device=device).expand(valid.shape[0], -1) + 0.5
+    x = torch.arange(width, dtype=torch.float32, device=device).expand(valid.shape[0], -1) + 0.5
     if normalize:
-        valid = torch.tensor(grid.valid, dtype=torch.float32, device=device) + 1e-6
         y, x = y / valid[:, :1], x / valid[:, 1:]
     y, x = (sine_code(2 * math.pi * axis, channels // 2) for axis in (y, x))
     return torch.cat([y[:, :, None].expand(-1, -1, width, -1), x[:, None].expand(-1, height, -1, -1)], dim=-1)

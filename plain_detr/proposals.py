@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plain_detr.box_coder import BoxCoder
-from plain_detr.padding import FeatureGrid, level_grid, resized_hw
+from plain_detr.padding import FeatureGrid, resized_hw
 from plain_detr.prediction_head import PredictionHead
 from plain_detr.predictions import BoxSetPrediction
 from plain_detr.rescale import rescale
@@ -114,14 +114,15 @@ class Proposals(nn.Module):
         if self.valid_area == "image":  # then no level may lose its last row, so the map is padded to halve evenly
             multiple = max(1, max(self.strides) // self.stride)
             height, width = grid.hw
-            memory = F.pad(memory, (0, -width % multiple, 0, -height % multiple))
+            memory = F.pad(memory, (0, _surplus(width, multiple), 0, _surplus(height, multiple)))
         tokens, levels = [], []
         for stride, convolutions in zip(self.strides, self.levels):
             hw = resized_hw(tuple(memory.shape[2:]), self.stride, stride)
-            if not min(hw):  # the map is smaller than one cell of this level
+            if not all(hw):  # the map is smaller than one cell of this level
                 continue
-            tokens.append(convolutions(memory).flatten(2).transpose(1, 2))
-            levels.append(level_grid(grid, stride, hw, self.valid_area))
+            level = convolutions(memory)
+            tokens.append(level.flatten(2).transpose(1, 2))
+            levels.append(grid.level(stride, tuple(level.shape[2:]), self.valid_area))
         return torch.cat(tokens, dim=1), levels
 
     def _decode(self, anchors: Tensor, raw: Tensor, extent: Tensor, valid: Tensor) -> Tensor:
@@ -134,10 +135,18 @@ class Proposals(nn.Module):
         score = logits.detach().amax(-1) if self.class_aware else logits.detach()[..., 0]
         if not self.keep_invalid:
             score = score.masked_fill(~valid, float("-inf"))
-        short = num_queries - score.shape[1]
-        if short > 0:
-            score = F.pad(score, (0, short), value=float("-inf"))
+        # An exported graph of any size cannot ask whether its map has enough anchors.
+        if torch.compiler.is_exporting() or score.shape[1] < num_queries:
+            score = F.pad(score, (0, num_queries), value=float("-inf"))
         return score.topk(num_queries, dim=1)
+
+
+def _surplus(side: int, multiple: int) -> int:
+    """Cells to add to a side so that halving loses none that holds image.
+
+    An exported graph of any size adds a number that does not depend on the size; what is too much is not valid.
+    """
+    return multiple - 1 if torch.compiler.is_exporting() else -side % multiple
 
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:

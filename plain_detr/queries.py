@@ -30,5 +30,5 @@ class QueryInitializer(nn.Module):
         code = box_code(reference, 2 * self.hidden_dim)
         position, content = self.from_box_norm(self.from_box(code)).chunk(2, dim=-1)
         if self.content is not None:
-            content = self.content.weight[: reference.shape[1]].expand(len(reference), -1, -1)
+            content = self.content.weight[: reference.shape[1]].expand(reference.shape[0], -1, -1)
         return content, position

@@ -178,6 +178,7 @@ def _describe(
         std=graph.std.flatten().tolist(),
         resize=resize,
         divisibility=graph.divisibility,
+        smallest=graph.smallest,
         size=None if options.dynamic else _input_size(graph, resize, options.size),
         batch=None if options.dynamic and getattr(exporter, "BATCHES", True) else options.batch,
         stride=graph.stride,

@@ -49,6 +49,7 @@ class DetectionGraph(nn.Module):
         stride: pixels per cell of maps, 0 for none.
         min_score, clip, centres_in_padding: for the reader of the outputs, see ``Manifest``.
         square: side of the only input the network takes, 0 where it takes others.
+        smallest: least side in pixels of an input of any size.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class DetectionGraph(nn.Module):
         clip: bool = True,
         centres_in_padding: bool = False,
         square: int = 0,
+        smallest: int = 1,
     ):
         super().__init__()
         self.form, self.output_names = form, list(outputs)
@@ -73,6 +75,7 @@ class DetectionGraph(nn.Module):
         self.divisibility, self.stride, self.square = divisibility, stride, square
         self.max_detections, self.min_score = max_detections, min_score
         self.clip, self.centres_in_padding = clip, centres_in_padding
+        self.smallest = -(-smallest // divisibility) * divisibility
         self.network_type = torch.float32
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)

@@ -105,7 +105,7 @@ class Detector:
             size = fitted_size(image.shape[:2], manifest.size)
         resized = resize_image(image, size, manifest.resize.get("interpolation", "bilinear"))
         multiple = manifest.divisibility
-        height, width = manifest.size or (-(-side // multiple) * multiple for side in size)
+        height, width = manifest.size or (max(manifest.smallest, -(-side // multiple) * multiple) for side in size)
         canvas = np.empty((3, height, width), dtype=np.float32)
         canvas[:] = np.asarray(manifest.mean, dtype=np.float32)[:, None, None]
         canvas[:, : size[0], : size[1]] = resized.transpose(2, 0, 1)

@@ -46,7 +46,7 @@ class Manifest:
         mean, std: per channel, 0-255. The graph normalises: its input is 0-255. Pixels of padding are the mean.
         resize: see ``d2x.deploy.resize``.
         divisibility: height and width of the input are multiples of it.
-        size: (height, width) of the input; None when any is accepted.
+        size: (height, width) of the input; None when any is accepted, both sides at least ``smallest``.
         batch: number of images of the input; None when any is accepted.
         stride: input pixels per cell of the maps; 0 for a form without maps.
         max_detections: D, rows an image.
@@ -71,6 +71,7 @@ class Manifest:
     std: list[float]
     resize: dict[str, Any]
     divisibility: int
+    smallest: int
     size: tuple[int, int] | None
     batch: int | None
     stride: int

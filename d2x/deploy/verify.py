@@ -30,11 +30,11 @@ class Reference:
     def __init__(self, predictor: Predictor, graph: DetectionGraph, manifest: Manifest):
         self._predictor, self._manifest = predictor, manifest
         self._fixed = Detector(manifest, _Eager(graph))
-        self._any = Detector(dataclasses.replace(manifest, size=None), self._fixed.runtime)
+        self._tight = Detector(dataclasses.replace(manifest, size=None, smallest=1), self._fixed.runtime)
 
     def __call__(self, image: np.ndarray) -> Detections:
         canvas, size = self._fixed.prepare(image)
-        padding = self._any.prepare(image)[0].shape[1:] if self._manifest.form != "peaks" else size
+        padding = self._tight.prepare(image)[0].shape[1:] if self._manifest.form != "peaks" else size
         if tuple(padding) == canvas.shape[1:] and size == resized_size(self._manifest.resize, image.shape[:2]):
             return to_detections(self._predictor(image))
         return self._fixed(image)

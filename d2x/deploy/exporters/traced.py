@@ -27,6 +27,9 @@ def trace(graph: DetectionGraph, request: ExportRequest) -> ExportedProgram:
 
 def _dynamic_shapes(graph: DetectionGraph) -> dict[str, dict[int, Dim]]:
     batch = Dim("batch", min=1)
-    sides = (graph.divisibility * Dim(name, min=1) if graph.divisibility > 1 else Dim(name, min=1) for name in "hw")
-    shapes = {"images": {0: batch, **dict(zip((2, 3), sides))}, "sizes": {0: batch}}
+    multiple = graph.divisibility
+    height, width = (Dim(name, min=graph.smallest // multiple) for name in ("height", "width"))
+    if multiple > 1:
+        height, width = multiple * height, multiple * width
+    shapes = {"images": {0: batch, 2: height, 3: width}, "sizes": {0: batch}}
     return {name: shapes[name] for name in graph.input_names}
