@@ -6,8 +6,8 @@
 - *fused*: the bias rides in the dot product. With one-hot codes of a key's row and column appended to it, and the
   query's biases appended to the query, q'.k' = q.k / sqrt(d) + bias_y[row] + bias_x[column]; any fused kernel does the
   rest. Exact, but the head grows by Hf + Wf channels, which fused kernels limit.
-- *chunked*: a few queries at a time, forward and backward, in one block of memory that stays in the cache. For wider
-  maps than the fused kernel takes, and on the CPU, where it is faster than the fused kernel on wide heads.
+- *chunked*: a block of logits at a time, forward and backward, see ``plain_detr.chunked_attention``. For wider maps
+  than the fused kernel takes, and on the CPU, where it is faster than the fused kernel on wide heads.
 
 Shape shorthand: N images, h heads, Q queries, L = Hf * Wf keys row by row, d channels of a head.
 """
@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from plain_detr.chunked_attention import axial_bias_attention
+
 # Largest head of torch's fused GPU kernels.
 FUSED_MAX_CHANNELS = 256
-
-# Logits held at a time by the chunked form.
-CHUNK_LOGITS = 1 << 20
 
 IMPLEMENTATIONS = ("auto", "fused", "chunked", "naive")
 
@@ -73,7 +72,8 @@ def biased_attention(
         return naive_biased_attention(q, k, v, bias_x, bias_y, padding, padding_value=padding_value)
     if implementation == "fused":
         return _fused(q, k, v, bias_x, bias_y, padding, mask)
-    return _ChunkedAttention.apply(q, k, v, bias_x.float(), bias_y.float(), padding, padding_value)
+    key_mask = None if padding is None else _padding_mask(padding, padding_value, torch.float32)[:, 0, 0]
+    return axial_bias_attention(q, k, v, bias_x, bias_y, key_mask)
 
 
 def check_implementation(name: str) -> None:
@@ -157,61 +157,3 @@ def _largest(bias: Tensor, outside: Tensor | None) -> Tensor:
     if outside is not None:
         bias = bias.masked_fill(outside[:, None, None], -math.inf)
     return bias.amax(-1, keepdim=True)
-
-
-class _ChunkedAttention(torch.autograd.Function):
-    """The chunked form. Keeps its inputs, its output and one number per query (the log of the softmax's sum)."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, bias_x, bias_y, padding, padding_value):
-        mask = _padding_mask(padding, padding_value, torch.float32)
-        out = torch.empty_like(q)
-        log_sum = q.new_empty(q.shape[:3], dtype=torch.float32)
-        with torch.autocast(q.device.type, enabled=False):
-            key = k.transpose(-1, -2)
-            for part in _chunks(q, k):
-                logits = _logits(q[:, :, part], key, bias_x[:, :, part], bias_y[:, :, part], mask)
-                largest = logits.amax(-1, keepdim=True)
-                weights = logits.sub_(largest).exp_()
-                total = weights.sum(-1, keepdim=True)
-                log_sum[:, :, part] = (largest + total.log()).squeeze(-1)
-                out[:, :, part] = (weights.to(v.dtype) @ v) / total.to(v.dtype)
-        ctx.save_for_backward(q, k, v, bias_x, bias_y, mask, out, log_sum)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad_out):
-        q, k, v, bias_x, bias_y, mask, out, log_sum = ctx.saved_tensors
-        height, width = bias_y.shape[-1], bias_x.shape[-1]
-        scale = 1 / math.sqrt(q.shape[-1])
-        grad_q = torch.empty_like(q)
-        grad_k, grad_v = (torch.zeros_like(one, dtype=torch.float32) for one in (k, v))
-        grad_x, grad_y = torch.empty_like(bias_x), torch.empty_like(bias_y)
-        with torch.autocast(q.device.type, enabled=False):
-            key, value = k.transpose(-1, -2), v.transpose(-1, -2)
-            mean = (grad_out.float() * out.float()).sum(-1, keepdim=True)
-            for part in _chunks(q, k):
-                logits = _logits(q[:, :, part], key, bias_x[:, :, part], bias_y[:, :, part], mask)
-                weights = logits.sub_(log_sum[:, :, part, None]).exp_()
-                grad = grad_out[:, :, part]
-                grad_v += weights.to(v.dtype).transpose(-1, -2) @ grad
-                grad_logits = (grad @ value).float().sub_(mean[:, :, part]).mul_(weights)
-                by_cell = grad_logits.unflatten(-1, (height, width))
-                grad_x[:, :, part], grad_y[:, :, part] = by_cell.sum(-2), by_cell.sum(-1)
-                grad_logits = grad_logits.to(q.dtype)
-                grad_q[:, :, part] = grad_logits @ k * scale
-                grad_k += grad_logits.transpose(-1, -2) @ q[:, :, part] * scale
-        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), grad_x, grad_y, None, None
-
-
-def _chunks(q: Tensor, k: Tensor) -> list[slice]:
-    step = max(8, CHUNK_LOGITS // max(1, len(q) * q.shape[1] * k.shape[2]))
-    return [slice(start, start + step) for start in range(0, q.shape[2], step)]
-
-
-def _logits(q: Tensor, key: Tensor, bias_x: Tensor, bias_y: Tensor, mask: Tensor | None) -> Tensor:
-    logits = ((q / math.sqrt(q.shape[-1])) @ key).float()
-    by_cell = logits.unflatten(-1, (bias_y.shape[-1], bias_x.shape[-1]))
-    by_cell += bias_y[..., :, None]
-    by_cell += bias_x[..., None, :]
-    return logits if mask is None else logits.add_(mask)

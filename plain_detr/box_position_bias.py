@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 # Numbers of the hidden layer held at a time: what is little for a GPU, and what stays in the cache of a CPU.
 HIDDEN_NUMBERS = 1 << 23
-HIDDEN_NUMBERS_CPU = 1 << 18
+HIDDEN_NUMBERS_CPU = 1 << 17
 
 
 class AttentionBias(NamedTuple):
@@ -138,36 +138,41 @@ def _apply(mlp: nn.Sequential, offsets: Tensor) -> Tensor:
     limit = HIDDEN_NUMBERS if offsets.is_cuda else HIDDEN_NUMBERS_CPU
     rows = max(1, limit // first.out_features)
     out = _PiecewiseMLP.apply(offsets.flatten(0, 2), first.weight, first.bias, last.weight, rows)
-    return out.unflatten(0, offsets.shape[:3]).permute(0, 3, 1, 2)
+    return out.unflatten(1, offsets.shape[:3]).transpose(0, 1)
 
 
 class _PiecewiseMLP(torch.autograd.Function):
-    """Linear, ReLU, linear without bias, some rows at a time. The hidden layer is computed again for the gradients."""
+    """Linear, ReLU, linear without bias, some rows at a time: (R, inputs) -> (outputs, R).
+
+    The hidden layer is computed again for the gradients. It is held with rows last: the few outputs then are rows of
+    the last product, and lie as attention wants them.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias, out_weight, rows):
         ctx.save_for_backward(x, weight, bias, out_weight)
         ctx.rows = rows
-        out = x.new_empty(len(x), len(out_weight))
+        out, columns, bias = x.new_empty(len(out_weight), len(x)), x.t(), bias[:, None]
         for part in _parts(len(x), rows):
-            out[part] = torch.addmm(bias, x[part], weight.t()).relu_() @ out_weight.t()
+            out[:, part] = out_weight @ torch.addmm(bias, weight, columns[:, part]).relu_()
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, weight, bias, out_weight = ctx.saved_tensors
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_weight, grad_bias, grad_out_weight = (torch.zeros_like(one) for one in (weight.t(), bias, out_weight))
+        columns = x.t()
+        grad_x = torch.empty_like(columns) if ctx.needs_input_grad[0] else None
+        grad_weight, grad_bias, grad_out_weight = (torch.zeros_like(one) for one in (weight, bias, out_weight))
         for part in _parts(len(x), ctx.rows):
-            hidden = torch.addmm(bias, x[part], weight.t()).relu_()
-            grad_out_weight.addmm_(grad[part].t(), hidden)
-            grad_hidden = (grad[part] @ out_weight).mul_(hidden.sign_())
-            grad_weight.addmm_(x[part].t(), grad_hidden)
-            grad_bias += grad_hidden.sum(0)
+            hidden = torch.addmm(bias[:, None], weight, columns[:, part]).relu_()
+            grad_out_weight.addmm_(grad[:, part], hidden.t())
+            grad_hidden = (out_weight.t() @ grad[:, part]).mul_(hidden.sign_())
+            grad_weight.addmm_(grad_hidden, x[part])
+            grad_bias += grad_hidden.sum(1)
             if grad_x is not None:
-                grad_x[part] = grad_hidden @ weight
-        return grad_x, grad_weight.t(), grad_bias, grad_out_weight, None
+                grad_x[:, part] = weight.t() @ grad_hidden
+        return None if grad_x is None else grad_x.t(), grad_weight, grad_bias, grad_out_weight, None
 
 
 def _parts(count: int, rows: int) -> list[slice]:

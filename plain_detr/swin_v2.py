@@ -52,6 +52,9 @@ class SwinV2Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=_EPSILON)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        if window and shift:  # the four kinds of windows, as a map of 2 x 2 of them has them
+            kinds = shift_mask((2 * window, 2 * window), window, shift, shift_mask_value, torch.device("cpu"))
+            self.register_buffer("shift_masks", kinds, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -65,12 +68,20 @@ class SwinV2Block(nn.Module):
 
     def _attend_in_windows(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
-        padded_hw, mask = (x.shape[1], x.shape[2]), None
-        if self.shift:
-            x = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
-            mask = shift_mask(padded_hw, self.window, self.shift, self.shift_mask_value, x.device)
-        windows = self.attn(partition_windows(x, self.window), (self.window, self.window), mask)
+        right, bottom = -width % self.window, -height % self.window
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if right or bottom or traced:
+            x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        padded_hw, window_hw = (x.shape[1], x.shape[2]), (self.window, self.window)
+        if not self.shift:
+            windows = self.attn(partition_windows(x, self.window), window_hw)
+        else:
+            x = partition_windows(torch.roll(x, (-self.shift, -self.shift), dims=(1, 2)), self.window)
+            if traced:  # one graph for any number of windows
+                mask = shift_mask(padded_hw, self.window, self.shift, self.shift_mask_value, x.device)
+                windows = self.attn(x, window_hw, mask)
+            else:
+                windows = self.attn.attend_in_shifted_windows(x, padded_hw, self.shift_masks)
         x = merge_windows(windows, self.window, padded_hw)
         if self.shift:
             x = torch.roll(x, (self.shift, self.shift), dims=(1, 2))

@@ -14,9 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plain_detr.chunked_attention import shared_bias_attention
+
 # Norm of a query or key below this is not blown up to one (the released code adds it; it is no lower bound).
 _NORM_EPSILON = 5e-5
 _HIGHEST_SCALE = math.log(100.0)
+# A position bias of more numbers than this, of a large map, is made anew at every call.
+_LARGEST_KEPT_BIAS = 1 << 24
 
 
 def log_spaced_offsets(grid_hw: tuple[int, int], pretrained_window: int) -> Tensor:
@@ -84,15 +88,38 @@ class CosineAttention(nn.Module):
             self.register_buffer("relative_coords_table", table[None], persistent=False)
             self.register_buffer("relative_position_index", offset_index((window, window)), persistent=False)
 
+        self._kept: tuple[tuple, list[Tensor], Tensor] | None = None
+
+    def train(self, mode: bool = True) -> "CosineAttention":
+        self._kept = None
+        return super().train(mode)
+
     def position_bias(self, grid_hw: tuple[int, int]) -> Tensor:
-        """(A, T, T) added to the logits: ``16 * sigmoid(network(offset))``."""
+        """(A, T, T) added to the logits: ``16 * sigmoid(network(offset))``.
+
+        Without gradients the last one is kept for as long as the network's weights are the same.
+        """
+        weights = list(self.cpb_mlp.parameters())
+        if torch.is_grad_enabled() or _being_traced() or any(one.is_inference() for one in weights):
+            return self._position_bias(grid_hw)
+        state = (tuple(grid_hw), *((one.data_ptr(), one._version, one.dtype, one.device) for one in weights))
+        if self._kept is not None:
+            kept_state, kept_weights, bias = self._kept
+            if kept_state == state and all(one is other for one, other in zip(weights, kept_weights)):
+                return bias
+        bias = self._position_bias(grid_hw)
+        self._kept = (state, weights, bias) if bias.numel() <= _LARGEST_KEPT_BIAS else None
+        return bias
+
+    def _position_bias(self, grid_hw: tuple[int, int]) -> Tensor:
         if self.window:
             table, index = self.relative_coords_table[0], self.relative_position_index
         else:
             table = log_spaced_offsets(grid_hw, self.pretrained_window).to(self.logit_scale)
             index = offset_index(grid_hw).to(self.logit_scale.device)
-        bias = self.cpb_mlp(table).flatten(0, 1)  # (offsets, A)
-        return 16 * torch.sigmoid(bias[index].permute(2, 0, 1))
+        # The sigmoid of every offset, then the look-up for every pair: pairs are many more.
+        bias = 16 * torch.sigmoid(self.cpb_mlp(table).flatten(0, 1))  # (offsets, A)
+        return bias.t().contiguous().index_select(1, index.flatten()).unflatten(1, index.shape)
 
     def forward(self, x: Tensor, grid_hw: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """Attend within each of N grids.
@@ -105,22 +132,64 @@ class CosineAttention(nn.Module):
             (N, T, C).
         """
         count, tokens, dim = x.shape
-        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, qkv_bias).view(count, tokens, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (N, A, T, C / A)
-        query = query / (query.norm(dim=-1, keepdim=True) + _NORM_EPSILON)
-        key = key / (key.norm(dim=-1, keepdim=True) + _NORM_EPSILON)
-        query = query * self.logit_scale.clamp(max=_HIGHEST_SCALE).exp()
+        query, key, value = self._project(x)
         bias = self.position_bias(grid_hw)
         if mask is not None:
             # Fold the windows of a map into the heads: one bias of (S * A, T, T) then serves every map of the batch.
             bias = (bias + mask[:, None]).flatten(0, 1)
             fold = (count // len(mask), len(mask) * self.num_heads, tokens, -1)
             query, key, value = query.reshape(fold), key.reshape(fold), value.reshape(fold)
-        value = value.to(query.dtype)
-        mixed = F.scaled_dot_product_attention(query, key.to(query.dtype), value, bias.to(query.dtype)[None], scale=1.0)
+        mixed = shared_bias_attention(query, key, value, bias)
         mixed = mixed.reshape(count, self.num_heads, tokens, -1).transpose(1, 2).reshape(count, tokens, dim)
         return self.proj(mixed)
+
+    def attend_in_shifted_windows(self, x: Tensor, map_hw: tuple[int, int], masks: Tensor) -> Tensor:
+        """Attend within the shifted windows of B maps; the same as ``forward`` with a mask for every window.
+
+        Only the last row and column of windows hold tokens that the shift brought together, so there are four kinds
+        of windows, and all of one kind share their bias.
+
+        Args:
+            x: (B * S, T, C), the windows row by row.
+            map_hw: (height, width) of the padded map.
+            masks: (4, T, T) added to the logits of: other windows, those of the last column, of the last row, and
+                the one in the corner.
+
+        Returns:
+            (B * S, T, C).
+        """
+        count, tokens, dim = x.shape
+        rows, columns = (size // self.window for size in map_hw)
+        parts = [one.unflatten(0, (-1, rows, columns)) for one in self._project(x)]
+        bias = self.position_bias((self.window, self.window))
+        lines = []
+        for last_row in ([False] if rows > 1 else []) + [True]:
+            line = []
+            for last_column in ([False] if columns > 1 else []) + [True]:
+                place = tuple(slice(-1, None) if last else slice(None, -1) for last in (last_row, last_column))
+                mine = [one[(slice(None), *place)] for one in parts]
+                mask = masks[2 * last_row + last_column]
+                kind = bias + mask if last_row or last_column else bias
+                mixed = shared_bias_attention(*(one.flatten(0, 2) for one in mine), kind)
+                line.append(mixed.unflatten(0, mine[0].shape[:3]))
+            lines.append(torch.cat(line, dim=2) if len(line) > 1 else line[0])
+        mixed = torch.cat(lines, dim=1) if len(lines) > 1 else lines[0]  # (B, rows, columns, A, T, C / A)
+        return self.proj(mixed.transpose(3, 4).reshape(count, tokens, dim))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, T, C) -> query, key, value (N, A, T, C / A), the first two of length one, the query scaled."""
+        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, qkv_bias).unflatten(-1, (3, self.num_heads, -1))
+        pair, value = qkv[:, :, :2], qkv[:, :, 2]
+        scale = self.logit_scale.clamp(max=_HIGHEST_SCALE).exp().view(-1, 1)
+        factors = torch.stack([scale, torch.ones_like(scale)])  # (2, A, 1)
+        pair = (pair * (factors / (pair.norm(dim=-1, keepdim=True) + _NORM_EPSILON))).to(qkv.dtype)
+        query, key = pair.unbind(2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+
+def _being_traced() -> bool:
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def partition_windows(x: Tensor, window: int) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from plain_detr import attention
+from plain_detr import chunked_attention
 from plain_detr.attention import attention_weights, biased_attention
 
 
@@ -68,7 +68,7 @@ SIZES = [
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size['height']}x{size['width']}")
 @pytest.mark.parametrize("implementation", ["fused", "chunked", "auto"])
 def test_lean_equals_naive_in_value_and_gradient(implementation, size, padded, monkeypatch):
-    monkeypatch.setattr(attention, "CHUNK_LOGITS", 100)  # several chunks
+    monkeypatch.setattr(chunked_attention, "BLOCK_LOGITS_CPU", 100)  # several chunks
     results = []
     for form in ("naive", implementation):
         tensors = [tensor.detach().float().requires_grad_() for tensor in inputs(**size)]

@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""Plain-DETR Swin V2-S: a training step and inference, ours against what the released program computes.
+
+Both are one model on the same weights with the released settings (``configs/released``): they give the same losses and
+detections. The baseline has the bias of every (query, pixel) pair and every logit in memory, matches set after set, and
+computes all 1800 queries at inference.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+import plain_detr  # noqa: F401  (registers the model and its recipe)
+from benchmarks.baselines.detector import ReleasedPlainDETR
+from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
+from benchmarks.memory import peak_memory
+from benchmarks.report import write
+from d2x.engine.compile_blocks import compile_blocks
+from d2x.engine.errors import one_line_errors
+from d2x.engine.load_cfg import load_cfg
+from d2x.engine.optim import build_optimizer
+from d2x.engine.recipe import get_recipe
+
+CONFIG = "projects/PlainDETR/configs/released/swinv2_s_mim_boxrpb_delta.yaml"
+RELEASED, OURS, COMPILED = "released", "ours", "compiled"
+BARS = {"training": Bar(time=0.5, memory=0.45), "inference": Bar(time=0.4)}
+OBJECTS = 8  # boxes of the one training image
+QUICK = [
+    "MODEL.SWIN_V2.EMBED_DIM", "24", "MODEL.SWIN_V2.DEPTHS", "(1, 1, 2, 2)", "MODEL.SWIN_V2.WINDOW_SIZE", "4",
+    "MODEL.PLAIN_DETR.HIDDEN_DIM", "64", "MODEL.PLAIN_DETR.DECODER_LAYERS", "2",
+    "MODEL.PLAIN_DETR.NUM_QUERIES", "10", "MODEL.PLAIN_DETR.ONE_TO_MANY.QUERIES", "20",
+]  # fmt: skip
+
+
+def config(config_file: str, quick: bool, words: list[str]) -> CfgNode:
+    """The released settings on the CPU, with COCO's 80 classes."""
+    fixed = ["MODEL.DEVICE", "cpu", "MODEL.PLAIN_DETR.NUM_CLASSES", "80", "MODEL.BACKBONE.WEIGHTS", ""]
+    return load_cfg(config_file, [*fixed, *(QUICK if quick else []), *words])
+
+
+def build(variant: str, task: str, hw: tuple[int, int], cfg: CfgNode) -> Callable:
+    """A training step or a detection of one variant as something to run."""
+    torch.manual_seed(0)
+    model = ReleasedPlainDETR(cfg) if variant == RELEASED else build_model(cfg)
+    model.train(task == "training")
+    if variant == COMPILED:
+        compile_blocks(model)
+    batch = [_record(*hw)]
+    if task == "inference":
+        return partial(_detect, model, batch)
+    optimizer = build_optimizer(cfg, get_recipe("PlainDETR").param_groups(cfg, model))
+    return partial(_step, model, optimizer, batch)
+
+
+def _detect(model, batch: list[dict]) -> None:
+    with torch.no_grad():
+        model(batch)
+
+
+def _step(model, optimizer, batch: list[dict]) -> None:
+    optimizer.zero_grad()
+    sum(model(batch).values()).backward()
+    optimizer.step()
+
+
+def _record(height: int, width: int) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    instances = Instances((height, width))
+    extent = torch.tensor([width, height])
+    corner = torch.rand(OBJECTS, 2, generator=generator) * extent * 0.6
+    size = extent * (0.05 + 0.35 * torch.rand(OBJECTS, 2, generator=generator))
+    instances.gt_boxes = Boxes(torch.cat([corner, corner + size], dim=1))
+    instances.gt_classes = torch.randint(0, 80, (OBJECTS,), generator=generator)
+    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+    return {"image": image, "instances": instances, "height": height, "width": width}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.plain_detr_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="bars: training step <= 0.5x time, <= 0.45x peak memory; inference <= 0.4x time eager, less compiled",
+    )
+    parser.add_argument("--config-file", default=CONFIG, help="default %(default)s")
+    parser.add_argument("--tasks", nargs="+", choices=list(BARS), default=list(BARS), help="default: both")
+    parser.add_argument(
+        "--sizes", nargs="+", default=["512x512", "800x1333"], help="HxW of the inference (default 512x512 800x1333)"
+    )
+    parser.add_argument("--train-size", default="512x512", help="HxW of the training image (default %(default)s)")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile at inference, too (minutes to start)")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory of the step")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
+    add_options(parser, "plain_detr_step")
+    return parser.parse_args(argv)
+
+
+def _hw(text: str) -> tuple[int, int]:
+    height, times, width = text.partition("x")
+    if not times or not (height.isdigit() and width.isdigit()):
+        raise ValueError(f"a size is written HxW, such as 800x1333, got '{text}'")
+    return int(height), int(width)
+
+
+def main(argv: list[str] | None = None) -> list[Comparison]:
+    """Run; returns the comparisons."""
+    args = parse_args(argv)
+    prepare(args)
+    if not Path(args.config_file).is_file():
+        raise FileNotFoundError(f"config file not found: {args.config_file} (run from the project's folder)")
+    cfg = config(args.config_file, args.quick, args.set)
+    jobs = [("training", _hw(args.train_size))] if "training" in args.tasks else []
+    jobs += [("inference", _hw(size)) for size in args.sizes] if "inference" in args.tasks else []
+    if args.quick:
+        jobs = [(task, (64, 96)) for task in dict.fromkeys(task for task, _ in jobs)]
+    queries = f"{cfg.MODEL.PLAIN_DETR.NUM_QUERIES}+{cfg.MODEL.PLAIN_DETR.ONE_TO_MANY.QUERIES} queries"
+    found: list[Comparison] = []
+    for task, hw in jobs:
+        names = [RELEASED, OURS] + ([COMPILED] if args.compiled and task == "inference" else [])
+        peaks = {}
+        if task == "training" and not (args.no_memory or args.quick):
+            peaks = {name: peak_memory(build, name, task, hw, cfg) for name in (RELEASED, OURS)}
+        variants = {name: build(name, task, hw, cfg) for name in names}
+        what = f"{task}, {hw[0]}x{hw[1]}, {queries}"
+        bars = {name: BARS[task] for name in names[1:]}
+        found += compare(what, variants, baseline=RELEASED, repeats=args.repeats, bars=bars, memory=peaks)
+    write(found, args.output, args.name, quick=args.quick)
+    return found
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

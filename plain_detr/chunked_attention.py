@@ -1,0 +1,166 @@
+"""Attention with a bias, a few rows of logits at a time, forward and backward.
+
+A block of logits lives in one piece of memory that stays in the cache: the bias is written into it, a matrix product
+adds the dot products, and softmax and the product with the values follow before the next block. The backward pass
+makes every block again, so nothing of the size queries x keys is kept. Two forms of bias:
+
+- ``axial_bias_attention``: one number for every row and one for every column of the map, of each query;
+- ``shared_bias_attention``: one table for all items of a batch, as the windows of a map share it.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Logits of a block: what the cache of a CPU holds, and what is little for a GPU.
+BLOCK_LOGITS_CPU = 1 << 20
+BLOCK_LOGITS_GPU = 1 << 25
+
+
+def axial_bias_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias_x: Tensor, bias_y: Tensor, mask: Tensor | None
+) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias + mask) v in float32 at least, whatever the types.
+
+    Args:
+        q: (N, h, Q, d).
+        k, v: (N, h, L, d), L = Hf * Wf row by row.
+        bias_x, bias_y: (N, h, Q, Wf) and (N, h, Q, Hf).
+        mask: (N, L) added to every query's logits, or None.
+
+    Returns:
+        (N, h, Q, d) in the type of ``v``.
+    """
+    images, heads = q.shape[:2]
+    if mask is not None:
+        mask = mask.repeat_interleave(heads, 0)
+    with torch.autocast(q.device.type, enabled=False):
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        parts = (q / math.sqrt(q.shape[-1]), k, v, bias_x, bias_y)
+        out = _AxialBias.apply(*(part.to(dtype).flatten(0, 1).contiguous() for part in parts), mask)
+    return out.unflatten(0, (images, heads)).to(v.dtype)
+
+
+class _AxialBias(torch.autograd.Function):
+    """(P, Q, d) queries, scaled already, of P pairs of an image and a head."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias_x, bias_y, mask):
+        out = torch.empty_like(q)
+        for pairs, rows in _blocks(q, k):
+            weights = _axial_weights(q, k, bias_x, bias_y, mask, pairs, rows)
+            out[pairs, rows] = weights @ v[pairs]
+        ctx.save_for_backward(q, k, v, bias_x, bias_y, mask, out)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        q, k, v, bias_x, bias_y, mask, out = ctx.saved_tensors
+        cells = (bias_y.shape[-1], bias_x.shape[-1])
+        grads = [torch.zeros_like(one) for one in (q, k, v, bias_x, bias_y)]
+        grad_q, grad_k, grad_v, grad_x, grad_y = grads
+        grad_out, v = _with_mean(grad_out, out, v)
+        for pairs, rows in _blocks(q, k):
+            weights = _axial_weights(q, k, bias_x, bias_y, mask, pairs, rows)
+            grad = grad_out[pairs, rows]
+            grad_v[pairs].baddbmm_(weights.transpose(1, 2), grad[..., :-1])
+            grad_logits = (grad @ v[pairs].transpose(1, 2)).mul_(weights)
+            by_cell = grad_logits.unflatten(-1, cells)
+            grad_x[pairs, rows], grad_y[pairs, rows] = by_cell.sum(-2), by_cell.sum(-1)
+            grad_q[pairs, rows] = grad_logits @ k[pairs]
+            grad_k[pairs].baddbmm_(grad_logits.transpose(1, 2), q[pairs, rows])
+        return *grads, None
+
+
+def _axial_weights(
+    q: Tensor, k: Tensor, bias_x: Tensor, bias_y: Tensor, mask: Tensor | None, pairs: slice, rows: slice
+) -> Tensor:
+    """Probabilities of one block."""
+    logits = (bias_y[pairs, rows, :, None] + bias_x[pairs, rows, None, :]).flatten(-2)
+    if mask is not None:
+        logits += mask[pairs, None]
+    return logits.baddbmm_(q[pairs, rows], k[pairs].transpose(1, 2)).softmax(-1)
+
+
+def shared_bias_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k^T + bias) v; the dot products are not scaled.
+
+    Args:
+        q, k, v: (N, A, T, d), all of one floating type.
+        bias: (A, T, T), the same for all N.
+
+    Returns:
+        (N, A, T, d).
+    """
+    if q.is_cuda or not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None], scale=1.0)
+    return _SharedBias.apply(*(one.transpose(0, 1) for one in (q, k, v)), bias).transpose(0, 1)
+
+
+class _SharedBias(torch.autograd.Function):
+    """(A, N, T, d) in and out."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias):
+        # Inside of here nobody asks for gradients, so torch takes its fused kernel, which cannot give the bias one.
+        parts = (part.detach().transpose(0, 1) for part in (q, k, v))
+        mask = bias.detach().to(q.dtype)[None]
+        out = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=1.0).transpose(0, 1)
+        ctx.save_for_backward(q, k, v, bias, out)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        saved = ctx.saved_tensors
+        dtype = torch.promote_types(saved[0].dtype, torch.float32)
+        q, k, v, bias, out, grad_out = (one.to(dtype) for one in (*saved, grad_out))
+        grads = [torch.zeros_like(one) for one in (q, k, v, bias)]
+        grad_q, grad_k, grad_v, grad_bias = grads
+        grad_out, v = _with_mean(grad_out, out, v)
+        for head, items, rows in _shared_blocks(q):
+            weights = _shared_weights(q, k, bias, head, items, rows)
+            grad = grad_out[head, items, rows]
+            grad_v[head, items] += weights.transpose(1, 2) @ grad[..., :-1]
+            grad_logits = (grad @ v[head, items].transpose(1, 2)).mul_(weights)
+            grad_bias[head, rows] += grad_logits.sum(0)
+            grad_q[head, items, rows] = grad_logits @ k[head, items]
+            grad_k[head, items] += grad_logits.transpose(1, 2) @ q[head, items, rows]
+        return tuple(grad.to(one.dtype) for grad, one in zip(grads, saved))
+
+
+def _shared_weights(q: Tensor, k: Tensor, bias: Tensor, head: int, items: slice, rows: slice) -> Tensor:
+    return torch.baddbmm(bias[head, rows], q[head, items, rows], k[head, items].transpose(1, 2)).softmax(-1)
+
+
+def _shared_blocks(q: Tensor) -> Iterator[tuple[int, slice, slice]]:
+    for items, rows in _spans(q.shape[1], q.shape[2], q.shape[2], BLOCK_LOGITS_CPU):
+        for head in range(len(q)):
+            yield head, items, rows
+
+
+def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Pairs and queries of each block."""
+    return _spans(len(q), q.shape[1], k.shape[1], BLOCK_LOGITS_GPU if q.is_cuda else BLOCK_LOGITS_CPU)
+
+
+def _spans(items: int, queries: int, keys: int, limit: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of (items, queries) x keys below the limit: several whole items, or some of the queries of one."""
+    together = max(1, limit // max(1, queries * keys))
+    step = queries if queries * keys <= limit else max(8, limit // keys)
+    for first in range(0, items, together):
+        for start in range(0, queries, step):
+            yield slice(first, first + together), slice(start, start + step)
+
+
+def _with_mean(grad_out: Tensor, out: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """One more channel each, so that their product is dL/dweights less its mean under the weights.
+
+    That mean, needed for the gradient of a softmax, is sum(grad_out * out); this saves a pass over the logits.
+    """
+    mean = (grad_out * out).sum(-1, keepdim=True)
+    return torch.cat([grad_out, -mean], dim=-1), torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
