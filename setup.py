@@ -2,6 +2,17 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EXPORT = [
+    "onnx>=1.18",
+    "onnxscript>=0.5",
+    "onnxruntime>=1.22",
+    "openvino>=2025.2",
+    "nncf>=2.17",
+    "ncnn>=1.0.20250503",
+    "pnnx>=20250503",
+    "protobuf>=4.25",
+]
+
 setup(
     name="plain-detectors",
     version="0.1.0",
@@ -33,10 +44,12 @@ setup(
         "tensorboard>=2.16",
         "tqdm>=4.66",
         "albumentations>=2.0.5,<2.1",
-        "opencv-python-headless>=4.10",
+        "opencv-python-headless>=4.10,<5",  # 5 has no Caffe importer, in which exported models are run
     ],
     extras_require={
+        "export": EXPORT,
+        "tensorrt": [*EXPORT, "tensorrt-rtx-cu13>=1.5"],
         "cluster": ["submitit>=1.5"],
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6", "submitit>=1.5"],
+        "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6", "submitit>=1.5", *EXPORT],
     },
 )

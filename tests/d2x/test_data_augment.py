@@ -47,7 +47,7 @@ def test_center_affine_moves_boxes_with_the_content(scene, canvas, seed):
     assert warped.shape == (*canvas, 3)
     clipped = moved[0].clip(0, [canvas[1], canvas[0]] * 2)
     if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) >= 2:  # less may be blurred below the threshold
-        assert np.abs(seen_box(warped) - clipped).max() <= 1.01
+        assert np.abs(seen_box(warped) - clipped).max() <= 1.01 + 1 / 32  # OpenCV 4 warps in steps of 1/32 px
 
 
 @settings(max_examples=30, deadline=None)

@@ -32,6 +32,8 @@ def get_exporter(name: str) -> ModuleType:
         package = (error.name or "").split(".")[0]
         if package in OURS:
             raise
+        packages, extra = FORMATS[name]
+        needed = " or ".join(packages) if package in packages else package
         raise ValueError(
-            f"format {name} needs the package {package}, not installed here: pip install 'plain-detectors[deploy]'"
+            f"format {name} needs {needed}, not installed here: pip install 'plain-detectors[{extra or 'export'}]'"
         ) from error

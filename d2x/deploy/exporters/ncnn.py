@@ -1,13 +1,13 @@
 """ncnn, by way of pnnx."""
 
-import contextlib
-import io
 import shutil
+import subprocess
 import tempfile
 import warnings
 from pathlib import Path
 
 import pnnx
+import torch
 
 from d2x.deploy.exporters.request import ExportRequest
 from d2x.deploy.graph import DetectionGraph
@@ -32,20 +32,22 @@ def export(graph: DetectionGraph, folder: Path, request: ExportRequest) -> None:
     if graph.form == "peaks" and request.precision == "fp16":
         raise ValueError("form peaks needs fp32: its factor of 1e9 overflows half precision; take form heads")
     images = request.example[0][:1]
-    larger = graph.example(tuple(side + graph.divisibility for side in images.shape[2:])) if request.dynamic else None
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pnnx traces with TorchScript
-        log = io.StringIO()
-        with contextlib.redirect_stdout(log):
-            pnnx.export(
-                graph,
-                str(Path(scratch) / "model.pt"),
-                images,
-                inputs2=larger,
-                check_trace=False,
-                fp16=request.precision == "fp16",
-            )
+    shapes = {"inputshape": images.shape}
+    if request.dynamic:  # pnnx takes for variable what differs between two shapes
+        shapes["inputshape2"] = [1, 3, *(side + graph.divisibility for side in images.shape[2:])]
+    with tempfile.TemporaryDirectory() as scratch:
+        traced = Path(scratch) / "model.pt"
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # TorchScript is what pnnx reads, and has had its day
+            torch.jit.trace(graph, images, check_trace=False).save(str(traced))
+        settings = [f"{name}=[{','.join(map(str, shape))}]f32" for name, shape in shapes.items()]
+        settings.append(f"fp16={int(request.precision == 'fp16')}")
+        done = subprocess.run(
+            [pnnx.EXEC_PATH, str(traced), *settings], cwd=scratch, capture_output=True, text=True, check=False
+        )
         for name in (FILE, WEIGHTS):
-            if not (Path(scratch) / name).is_file():
-                raise ValueError(f"pnnx wrote no {name}: {log.getvalue()[-300:]}")
+            if done.returncode or not (Path(scratch) / name).is_file():
+                raise ValueError(
+                    f"pnnx cannot convert the model: {' '.join((done.stdout + done.stderr)[-300:].split())}"
+                )
             shutil.copy(Path(scratch) / name, folder / name)

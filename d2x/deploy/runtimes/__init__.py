@@ -10,10 +10,10 @@ from d2x.deploy.manifest import Manifest
 
 # Format -> (packages that its module imports, the extra of setup.py that has them).
 FORMATS = {
-    "onnx": (("onnxruntime",), "deploy"),
-    "openvino": (("openvino",), "deploy"),
-    "ncnn": (("ncnn",), "deploy"),
-    "caffe": (("cv2",), "deploy"),
+    "onnx": (("onnxruntime",), "export"),
+    "openvino": (("openvino",), "export"),
+    "ncnn": (("ncnn",), "export"),
+    "caffe": (("cv2",), "export"),
     "tensorrt": (("tensorrt", "tensorrt_rtx"), "tensorrt"),
     "torch-export": (("torch",), ""),
 }

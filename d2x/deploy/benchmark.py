@@ -1,0 +1,125 @@
+"""Times of exported models and of PyTorch side by side: each in a process of its own, in turns, as ratios."""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from d2x.deploy.infer import load
+
+PYTORCH = ("pytorch", "pytorch-compiled")
+
+
+class Timing(NamedTuple):
+    """What was measured of one subject.
+
+    Attributes:
+        name: of the subject.
+        milliseconds: median time of one call.
+        images_per_second: at that time.
+        speed_up: median over the rounds of (time of the first subject / its own) in the same round.
+        spread: smallest and largest of those.
+        memory_mb: peak resident memory of its process.
+    """
+
+    name: str
+    milliseconds: float
+    images_per_second: float
+    speed_up: float
+    spread: tuple[float, float]
+    memory_mb: float
+
+
+class Worker:
+    """A process that holds one subject and runs it when told to.
+
+    Args:
+        name: of the subject.
+        command: starts the process, which calls ``serve``.
+    """
+
+    def __init__(self, name: str, command: Sequence[str]):
+        self.name = name
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._read()  # it is ready
+
+    def run(self, repeats: int) -> dict[str, float]:
+        """``median`` seconds of so many calls, and ``memory_mb``."""
+        self._process.stdin.write(f"{repeats}\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _read(self) -> dict[str, float]:
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise ValueError(f"benchmark of {self.name}: its process ended with status {self._process.wait()}")
+
+
+def serve(call: Callable[[], object], warm_up: int = 3) -> None:
+    """The worker's side: call, then answer each number on the standard input with a line of json."""
+    for _ in range(warm_up):
+        call()
+    print(json.dumps({"ready": 1}), flush=True)
+    for line in sys.stdin:
+        times = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"median": statistics.median(times), "memory_mb": memory}), flush=True)
+
+
+def exported_call(folder: str | Path, threads: int) -> Callable[[], object]:
+    """One call of an exported model's runtime on noise, as large as its fixed input."""
+    detector = load(folder, threads=threads)
+    manifest = detector.manifest
+    noise = np.random.default_rng(0).integers(0, 256, (manifest.batch, 3, *manifest.size))
+    feeds = {"images": noise.astype(np.float32), "sizes": np.array([manifest.size] * manifest.batch, dtype=np.int64)}
+    feeds = {name: feeds[name] for name in manifest.inputs}
+    return lambda: detector.runtime(feeds)
+
+
+def measure(workers: Sequence[Worker], *, rounds: int, repeats: int, batch: int) -> list[Timing]:
+    """Let the workers run in turns, so that whatever else the machine does meets all of them.
+
+    Args:
+        workers: the first is what the others are compared with.
+        rounds: turns of each.
+        repeats: calls a turn.
+        batch: images a call.
+    """
+    results = [[worker.run(repeats) for worker in workers] for _ in range(rounds)]
+    timings = []
+    for i, worker in enumerate(workers):
+        seconds = statistics.median(row[i]["median"] for row in results)
+        ratios = [row[0]["median"] / row[i]["median"] for row in results]
+        spread = (min(ratios), max(ratios))
+        memory = max(row[i]["memory_mb"] for row in results)
+        timings.append(Timing(worker.name, 1e3 * seconds, batch / seconds, statistics.median(ratios), spread, memory))
+    return timings
+
+
+def table(timings: Sequence[Timing]) -> str:
+    """The timings as a Markdown table."""
+    lines = ["| | times faster | lowest to highest | ms | images/s | peak MB |", "|---|---|---|---|---|---|"]
+    for one in timings:
+        low, high = one.spread
+        lines.append(
+            f"| {one.name} | {one.speed_up:.2f} | {low:.2f} to {high:.2f} | {one.milliseconds:.1f}"
+            f" | {one.images_per_second:.1f} | {one.memory_mb:.0f} |"
+        )
+    return "\n".join(lines)

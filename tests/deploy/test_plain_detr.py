@@ -1,0 +1,67 @@
+"""Plain-DETR exported, against PyTorch's own inference."""
+
+import numpy as np
+import pytest
+import torch
+
+from d2x.deploy import load
+from d2x.deploy.check import Tolerance
+from d2x.deploy.evaluate import to_detections
+from d2x.engine.predictor import Predictor
+from plain_detr.export import build_graph
+
+from .builders import compare_all, pictures, tiny_plain_detr
+
+LIMITS = Tolerance(score=1e-4, box=0.05)
+
+
+def test_fifty_images_of_fifty_sizes(plain_detr_cfg, plain_detr_onnx):
+    detector = load(plain_detr_onnx, threads=1)
+    images = pictures(50, smallest=detector.manifest.smallest, largest=200)
+    found = compare_all(plain_detr_cfg, detector, images)
+    assert found.images == 50 and found.detections > 1000
+    assert found.within(LIMITS), str(found)
+
+
+def test_an_image_in_a_batch_is_as_alone(plain_detr_onnx):
+    detector = load(plain_detr_onnx, threads=1)
+    images = pictures(3, smallest=100, largest=101, seed=3)
+    assert detector.manifest.batch is None
+    for together, image in zip(detector.batch(images), images):
+        for one, other in zip(together, detector(image)):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-3)
+
+
+def test_openvino_of_a_fixed_size(plain_detr_cfg, export):
+    detector = load(export(plain_detr_cfg, "openvino", size=(96, 128)), threads=1)
+    found = compare_all(plain_detr_cfg, detector, [np.resize(one, (96, 128, 3)) for one in pictures(5)])
+    assert found.within(LIMITS), str(found)
+
+
+VARIANTS = {
+    "sigmoid": ("BOX_CODER", "sigmoid", "POSITION_ENCODING", "sine", "BOX_RPB.KIND", "none"),
+    "padded": ("PAD_MULTIPLE", 48),
+    "released": ("VALID_AREA", "nearest", "KEEP_INVALID_PROPOSALS", True, "PADDING_LOGIT", -100.0),
+    "encoder": ("ENCODER.LAYERS", 1, "BATCH_INDEPENDENT", False),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_graph_equals_the_detector(variant, tmp_path):
+    words = VARIANTS[variant]
+    named = [f"MODEL.PLAIN_DETR.{word}" if i % 2 == 0 else word for i, word in enumerate(words)]
+    cfg = tiny_plain_detr(tmp_path, *named)
+    predictor = Predictor(cfg)
+    graph = build_graph(predictor.model, "detections").eval()
+    for image in pictures(4, smallest=40, seed=9):
+        size = image.shape[:2]
+        padded = [-(-side // graph.divisibility) * graph.divisibility for side in size]
+        images = torch.full((1, 3, *padded), 255.0)  # whatever the padding holds
+        images[0, :, : size[0], : size[1]] = torch.from_numpy(image).permute(2, 0, 1)
+        with torch.no_grad():
+            boxes, scores, classes = graph(images, torch.tensor([size]))
+        expected = to_detections(predictor(image))
+        kept = ((boxes[0, :, 2:] > boxes[0, :, :2]).all(1)).numpy()
+        np.testing.assert_allclose(scores[0].numpy()[kept], expected.scores, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(boxes[0].numpy()[kept], expected.boxes, rtol=0, atol=1e-3)
+        assert (classes[0].numpy()[kept] == expected.classes).all()
