@@ -77,7 +77,7 @@ class ShapesSpec:
     seed: int
     classes: tuple[str, ...] = CLASSES
     annotated: tuple[str, ...] | None = None
-    sides: tuple[int, int] = (112, 144)
+    sides: tuple[int, int] = (96, 128)
     max_objects: int = 6
     object_sides: tuple[float, float] = (10, 0.7)
     max_angle: float = 20.0

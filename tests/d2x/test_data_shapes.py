@@ -27,7 +27,7 @@ def test_same_spec_gives_same_pixels_and_more_images_do_not_change_the_first():
 def test_every_object_is_visible_and_its_box_inside_the_image(seed, index, difficulty):
     image, found = render(ShapesSpec(1, seed=seed, classes=tuple(OUTLINES), difficulty=difficulty), index)
     height, width = image.shape[:2]
-    assert image.dtype == np.uint8 and 112 <= height <= 144 and 112 <= width <= 144
+    assert image.dtype == np.uint8 and 96 <= height <= 128 and 96 <= width <= 128
     assert len(found) <= 6
     for shape in found:
         x0, y0, x1, y1 = shape.box
