@@ -16,13 +16,13 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from benchmarks.lives import begin, end
 from benchmarks.tiny_run import (
     LIMITED,
     RICH,
     command,
     errors,
     interrupt,
-    kill,
     last_checkpoint,
     leftovers,
     processes_below,
@@ -91,14 +91,14 @@ def sigkill(place: Place) -> Outcome:
     with tqdm(total=place.kills, initial=found["kills"], desc="kills", leave=False) as bar:
         while found["kills"] < place.kills:
             before, words = last_checkpoint(place.output), command(place.output, *opts, "DATALOADER.NUM_WORKERS", 1)
-            process = start(words, place.log)
-            if rng.random() < 0.25:
-                time.sleep(rng.uniform(0, 8))
+            life = begin(words, place.log)
+            if rng.random() < 0.25:  # while it starts: reads the checkpoint, evaluates what it has to make up for
+                time.sleep(rng.uniform(0, 3))
             else:
-                wait_for_checkpoint(process, place.output, before)
+                while life.is_alive() and last_checkpoint(place.output) == before:
+                    time.sleep(0.005)
                 time.sleep(rng.uniform(0, 0.6))
-            kill(process)
-            ended = wait(process)
+            ended = end(life)
             found["kills" if ended == -signal.SIGKILL else "finished_before"] += 1
             bar.update(ended == -signal.SIGKILL)
             with atomic_write(str(counter)) as file:
@@ -295,6 +295,22 @@ def process_dies(place: Place) -> Outcome:
     )
 
 
+def stop_pair(place: Place) -> Outcome:
+    whole = whole_pair(place)
+    process = start(command(place.output, *PAIR, flags=FLAGS), place.log)
+    wait_for_checkpoint(process, place.output, "")
+    os.kill(process.pid, signal.SIGTERM)  # the launcher alone gets it
+    status, messages = wait(process), place.log.read_text().count("SIGTERM: stopped after iteration")
+    assert run(command(place.output, *PAIR, flags=FLAGS), place.log) == 0, place.log
+    same = not differences(*(torch.load(o / "model_final.pth", weights_only=True) for o in (whole, place.output)))
+    return Outcome(
+        "SIGTERM to the launcher of two processes",
+        f"both finish the step, state saved, exit status 0; resumed: {SAME}",
+        f"exit status {status}, {messages} message; {'identical end' if same else 'another end'}",
+        same and status == 0 and messages == 1,
+    )
+
+
 def process_dies_under_torchrun(place: Place) -> Outcome:
     whole = whole_pair(place)
     python = torchrun("--standalone", "--nproc-per-node", 2, "--max-restarts", 3)
@@ -325,5 +341,6 @@ CASES: dict[str, Callable[[Place], Outcome]] = {
     "hostile": hostile,
     "not_finite": not_finite,
     "process_dies": process_dies,
+    "stop_pair": stop_pair,
     "torchrun": process_dies_under_torchrun,
 }

@@ -17,6 +17,7 @@ from d2x.data.mapper import BadImageError, make_test_mapper, make_train_mapper
 from d2x.engine.load_cfg import get_base_cfg
 
 SIZE = (40, 28)
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 28\n%%EndComments\n{ } loop\n%%EOF\n"  # a program without end
 
 
 def make(rng: random.Random, folder: Path) -> Case:
@@ -24,7 +25,7 @@ def make(rng: random.Random, folder: Path) -> Case:
     if what == "png" and rng.random() < 0.2:
         what, content = "png header", _other_header(rng, content)
     elif rng.random() < 0.05:
-        what, content = "no image at all", rng.choice((b"", b"\0" * 500, b"<html></html>", rng.randbytes(300)))
+        what, content = "no image at all", rng.choice((b"", b"\0" * 500, b"<html></html>", EPS, rng.randbytes(300)))
     else:
         content = damage_bytes(rng, content)
     path = folder / f"image.{rng.choice(('png', 'jpg', 'gif', 'bin'))}"

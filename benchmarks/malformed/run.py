@@ -15,11 +15,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.malformed import checkpoints, configs, images, jsons  # noqa: E402
+from benchmarks.malformed import checkpoints, configs, images, jsons, lists  # noqa: E402
 from benchmarks.malformed.cases import Outcome, run_case  # noqa: E402
 from d2x.data.cache import write_atomically  # noqa: E402
 
-KINDS = {"json": jsons.make, "image": images.make, "config": configs.make, "checkpoint": checkpoints.make}
+KINDS = {
+    "json": jsons.make,
+    "list": lists.make,
+    "image": images.make,
+    "config": configs.make,
+    "checkpoint": checkpoints.make,
+}
 
 EPILOG = """A case fails if it ends in any other exception than ValueError or OSError (what the tools turn into one
 "error: ..." line), in one whose message does not name the file, in more than 10 s of processor time, in code of the

@@ -20,19 +20,19 @@ from d2x.data.training_set import training_records
 from d2x.engine.adaptive_loss import build_loss_transforms
 from d2x.engine.checkpoint import Checkpointer
 from d2x.engine.checkpoint_hooks import BestCheckpoint, PeriodicCheckpoints
-from d2x.engine.collapse import LossCollapse
 from d2x.engine.compile_blocks import compile_blocks
 from d2x.engine.durable import remove_leftovers, require_writable
 from d2x.engine.errors import one_line
 from d2x.engine.evaluation import ResumableEvalHook, share_buffers
 from d2x.engine.health import StepGuard
+from d2x.engine.health_hooks import hooks_of_every_step, hooks_of_results
 from d2x.engine.optim import build_optimizer
 from d2x.engine.progress import ProgressBar
 from d2x.engine.recipe import get_recipe
 from d2x.engine.schedules import build_lr_scheduler, epochs_to_iterations
 from d2x.engine.seeding import SeedEachStep
 from d2x.engine.step import TrainStep
-from d2x.engine.stopping import EarlyStop, StopOnSignal, StopSignals
+from d2x.engine.stopping import StopOnSignal, StopSignals
 from d2x.engine.sync_norm import synchronize_batch_norms
 from d2x.engine.train_loader import build_train_loader, run_seed
 from d2x.engine.weight_averaging import WeightAveraging
@@ -153,7 +153,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = build_model(cfg)
+        try:
+            model = build_model(cfg)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # the parts of models raise anything for numbers that do not fit together
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise ValueError(f"MODEL: no model can be built from the config ({reason})") from error
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         logger.debug("Model:\n%s", model)
         logger.info("%s: %.2f M trainable parameters", cfg.MODEL.META_ARCHITECTURE, trained / 1e6)
@@ -203,46 +209,13 @@ class Trainer(DefaultTrainer):
         found = [SeedEachStep(), *(ours.get(type(hook), hook) for hook in found if hook is not None)]
         # what changes with every step comes before the checkpoints, or they would hold its state of the step before
         after_lr = 1 + next(i for i, hook in enumerate(found) if isinstance(hook, hooks.LRScheduler))
-        found[after_lr:after_lr] = self._hooks_of_every_step()
+        found[after_lr:after_lr] = [*([self._averaging] if self._averaging else []), *hooks_of_every_step(cfg)]
         last = len(found) - 1 if main else len(found)  # the writer stays last
         extra = get_recipe(cfg.MODEL.META_ARCHITECTURE).extra_hooks(cfg, self)
-        found[last:last] = [*self._hooks_of_results(), *extra]
+        found[last:last] = [*hooks_of_results(cfg, self.checkpointer, self._evaluated_weights), *extra]
         if cfg.PROGRESS_BAR and main:
             found.append(ProgressBar())
         return [*found, StopOnSignal(self.signals, checkpoints if main else None)]
-
-    def _hooks_of_every_step(self) -> list[HookBase]:
-        collapse = self.cfg.HEALTH.COLLAPSE
-        found: list[HookBase] = [self._averaging] if self._averaging else []
-        if collapse.WINDOW:
-            found.append(LossCollapse(window=collapse.WINDOW, factor=collapse.FACTOR, action=collapse.ACTION))
-        return found
-
-    def _hooks_of_results(self) -> list[HookBase]:
-        """What looks at evaluation results. Resuming evaluates again, so these come after the checkpoints."""
-        checkpoint, stop = self.cfg.CHECKPOINT, self.cfg.EARLY_STOP
-        found: list[HookBase] = []
-        if checkpoint.KEEP_BEST and comm.is_main_process():
-            found.append(
-                BestCheckpoint(
-                    self.checkpointer,
-                    checkpoint.KEEP_BEST,
-                    smaller_is_better=checkpoint.SMALLER_IS_BETTER,
-                    evaluated=self._evaluated_weights,
-                    safetensors=checkpoint.SAFETENSORS,
-                )
-            )
-        if stop.METRIC:
-            found.append(
-                EarlyStop(
-                    stop.METRIC,
-                    patience=stop.PATIENCE,
-                    min_delta=stop.MIN_DELTA,
-                    smaller_is_better=stop.SMALLER_IS_BETTER,
-                    period=self.cfg.TEST.EVAL_PERIOD,
-                )
-            )
-        return found
 
     def _evaluated_weights(self) -> contextlib.AbstractContextManager:
         return self._averaging.applied() if self._averaging else contextlib.nullcontext()

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from d2x.engine.data_order import DataOrder
 from d2x.engine.seeding import Place, SeededDataset, derived_seed, seeded
+from d2x.engine.train_loader import repeat_factors
 
 
 def order(size=10, batch=4, seed=3, wide=None, factors=None):
@@ -136,3 +138,23 @@ def test_no_usable_record_is_an_error():
 
 def test_derived_seeds_differ():
     assert len({derived_seed(a, b) for a in range(20) for b in range(20)}) == 400
+
+
+def cfg_with(**options):
+    return SimpleNamespace(
+        DATALOADER=SimpleNamespace(
+            **{"RANDOM_SUBSET_RATIO": 0.5, "REPEAT_THRESHOLD": 0.5, "REPEAT_SQRT": True, **options}
+        )
+    )
+
+
+def test_repeat_factors_of_detectron2s_samplers():
+    records = [{"annotations": [{"category_id": category}]} for category in (0, 0, 0, 0, 0, 0, 0, 1)]
+    assert repeat_factors(cfg_with(SAMPLER_TRAIN="TrainingSampler"), records, 1).tolist() == [1] * 8
+    subset = repeat_factors(cfg_with(SAMPLER_TRAIN="RandomSubsetTrainingSampler"), records, 1)
+    assert sorted(subset.tolist()) == [0] * 4 + [1] * 4
+    # class 1 is in 1/8 of the images: sqrt(0.5 / (1 / 8)) = 2; class 0 in more than half: 1
+    rare = repeat_factors(cfg_with(SAMPLER_TRAIN="RepeatFactorTrainingSampler"), records, 1)
+    assert rare.tolist() == [1] * 7 + [2]
+    with pytest.raises(ValueError, match="SAMPLER_TRAIN 'Other' is not one of"):
+        repeat_factors(cfg_with(SAMPLER_TRAIN="Other"), records, 1)

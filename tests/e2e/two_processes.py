@@ -4,12 +4,16 @@ usage: two_processes.py FOLDER (under torchrun: the first process writes FOLDER/
 """
 
 import json
+import logging
+import math
 import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
@@ -17,8 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 import centerx  # noqa: F401
 import plain_detr  # noqa: F401
 from benchmarks.tiny_run import CONFIGS, SMALL, SOLVER
+from d2x.data.coco_json import register_coco_json
 from d2x.data.shapes import ShapesSpec, generate_shapes
+from d2x.engine.health import StepGuard
 from d2x.engine.load_cfg import load_cfg, prepare_data
+from d2x.engine.stopping import signal_anywhere
 from d2x.engine.sync_norm import synchronize_batch_norms
 from d2x.engine.trainer import Trainer
 
@@ -55,8 +62,13 @@ def records(counts) -> list[dict]:
 
 
 def gradients(detector: str, counts) -> dict[str, torch.Tensor]:
-    """Of the sum of all losses; of one process: of all images, of several: of this one's share, averaged."""
+    """Of the sum of all losses; of one process: of all images, of several: of this one's share, averaged.
+
+    Of CenterNet in double precision: in single precision a unit at the kink of its ReLU may fall on the other side.
+    Plain-DETR encodes positions in single precision only.
+    """
     model, rank, world = model_of(detector), comm.get_rank(), comm.get_world_size()
+    model = model.double() if detector == "centerx" else model
     model.train()
     if world > 1:
         synchronize_batch_norms(model)
@@ -67,16 +79,51 @@ def gradients(detector: str, counts) -> dict[str, torch.Tensor]:
 
 def detections(detector: str, images: int, folder: Path) -> list[dict]:
     """What the evaluation is given, for a validation set of so many images."""
-    data = folder / f"val_{images}"
+    name, data = f"two_processes_{images}", folder / f"val_{images}"
     output = folder / f"{detector}_{images}_by_{comm.get_world_size()}"
-    words = ["DATASETS.VAL_JSON", str(data / "annotations.json"), "DATASETS.VAL_IMAGES", str(data / "images")]
-    words += ["DATASETS.TRAIN", "()", "TEST.BATCH_SIZE", "1", "OUTPUT_DIR", str(output)]
-    words = [*SOLVER, *SMALL[detector], *words]
+    register_coco_json(name, str(data / "annotations.json"), str(data / "images"))
+    words = [*SOLVER, *SMALL[detector], "DATASETS.TEST", f"('{name}',)", "DATASETS.TRAIN", "()"]
     torch.manual_seed(3)
-    cfg = prepare_data(load_cfg(str(CONFIGS[detector]), words))
-    Trainer.test(cfg, Trainer.build_model(cfg))
+    try:
+        cfg = prepare_data(
+            load_cfg(str(CONFIGS[detector]), [*words, "TEST.BATCH_SIZE", "1", "OUTPUT_DIR", str(output)])
+        )
+        Trainer.test(cfg, Trainer.build_model(cfg))
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
     comm.synchronize()
-    return json.loads((output / "inference" / cfg.DATASETS.TEST[0] / "coco_instances_results.json").read_text())
+    return json.loads((output / "inference" / name / "coco_instances_results.json").read_text())
+
+
+def votes() -> list[tuple[bool, str, str]]:
+    """Of each process: whether it takes a step that is not finite in the last one, what it logs, and the signal that it
+    knows of when the last one got SIGTERM."""
+    last = comm.get_rank() == comm.get_world_size() - 1
+    model = torch.nn.Linear(1, 1)
+    model(torch.ones(1, 1)).sum().backward()
+    loss = torch.tensor(math.nan if last else 1.0)
+    guard = StepGuard(model)
+    record = {"file_name": f"of_{'the_last' if last else 'another'}.jpg"}
+    with LogCapture() as log:
+        allowed = guard.allows(0, [[record]], [{"loss_a": loss}], loss)
+    return comm.all_gather((allowed, log.text, signal_anywhere(signal.SIGTERM if last else None)))
+
+
+class LogCapture(logging.Handler):
+    """Context manager: collects what the guard logs."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += record.getMessage()
+
+    def __enter__(self) -> "LogCapture":
+        logging.getLogger("d2x.engine.health").addHandler(self)
+        return self
+
+    def __exit__(self, *error) -> None:
+        logging.getLogger("d2x.engine.health").removeHandler(self)
 
 
 def results(folder: Path) -> dict:
@@ -84,6 +131,7 @@ def results(folder: Path) -> dict:
     return {
         **{(d, case): gradients(d, counts) for d in CONFIGS for case, counts in CASES.items()},
         **{(d, images): detections(d, images, folder) for d in CONFIGS for images in VALIDATION},
+        "votes": votes(),
     }
 
 

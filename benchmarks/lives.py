@@ -1,0 +1,45 @@
+"""Trainings in processes forked from one that has imported everything: a life costs a second instead of ten."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from benchmarks.tiny_run import ROOT
+from d2x.engine.errors import one_line_errors
+from tools import train_net
+
+
+def begin(words: Sequence[str], log: Path) -> ForkServerProcess:
+    """Start ``tools/train_net.py`` in a process group of its own; what it prints is added to ``log``.
+
+    Args:
+        words: of a whole command, as ``tiny_run.command`` gives them.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the process that the others are forked from
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.lives"])
+    arguments = list(words)[list(words).index("tools/train_net.py") + 1 :]
+    process = context.Process(target=_life, args=(arguments, str(log)))
+    process.start()
+    return process
+
+
+def end(process: ForkServerProcess) -> int:
+    """Kill a training and the processes that load its data; returns the exit status, negative for a signal."""
+    if process.is_alive():
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    return process.exitcode
+
+
+def _life(arguments: list[str], log: str) -> None:
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for number in (1, 2):
+        os.dup2(file, number)
+    os.chdir(ROOT)
+    with one_line_errors():
+        train_net.main(train_net.parser().parse_args(arguments))
