@@ -145,7 +145,9 @@ def _train(folder: Path, words: Sequence[str], args: argparse.Namespace) -> None
     if args.jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
     with open(folder / "output.txt", "ab") as log:
-        done = subprocess.run([*command, *words], stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+        done = subprocess.run(
+            [*command, *words], stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
+        )
     if done.returncode or not (folder / "model_final.pth").exists():
         last = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise ValueError(f"training in {folder} failed: {' '.join(last)} (all of it: {folder / 'output.txt'})")
