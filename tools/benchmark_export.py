@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--subjects", nargs="+", default=DEFAULT, help=f"default: {' '.join(DEFAULT)}")
     parser.add_argument("--output", metavar="JSON", help="also write the numbers there")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
     args = parser.parse_args(argv)
     for subject in args.subjects:
         name, _, precision = subject.partition(":")

@@ -68,7 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--calibrate", nargs="+", metavar="IMAGES", help="for int8: files or folders (default: DATASETS.TRAIN)"
     )
     parser.add_argument("--calibrate-count", type=int, default=128, help="at most so many (default %(default)s)")
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
     args = parser.parse_args(argv)
     if args.max_ap_loss is not None and args.evaluate is None:
         parser.error("--max-ap-loss needs --evaluate")

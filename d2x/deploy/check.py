@@ -87,7 +87,8 @@ def compare(
         pairs += len(rows)
         score = max(score, by_score[rows, columns].max(initial=0.0))
         box = max(box, by_box[rows, columns].max(initial=0.0))
-    full = [one.scores.min(initial=np.inf) for one in sides if len(one.scores) >= limit]
+    # At least half full: boxes that were empty are missing from what was once the whole list.
+    full = [one.scores.min(initial=np.inf) for one in sides if 2 * len(one.scores) >= limit]
     unmatched = 0
     for one, other, alone in zip(sides, sides[::-1], left):
         alone = alone & (one.scores > max(full, default=0.0) + CUT_OFF)

@@ -208,7 +208,9 @@ def _input_size(graph: DetectionGraph, resize: dict[str, Any], wanted: tuple[int
 
 def _example_size(graph: DetectionGraph) -> tuple[int, int]:
     """Of no special value, so that the trace does not take one for a constant."""
-    return 3 * max(graph.divisibility, 32), 4 * max(graph.divisibility, 32)
+    unit = -(-32 // graph.divisibility) * graph.divisibility
+    least = max(3 * unit, graph.smallest)
+    return least, least + unit
 
 
 def _source(cfg: CfgNode) -> dict[str, str]:

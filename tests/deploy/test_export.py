@@ -28,7 +28,7 @@ def test_the_command_writes_a_checked_model(centerx_cfg, tmp_path):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     command = [sys.executable, "-W", "ignore", "tools/export_model.py", "--config-file", tmp_path / "config.yaml"]
     command += ["--weights", centerx_cfg.MODEL.WEIGHTS, "--format", "torch-export", "--dynamic", "--form", "heads"]
-    command += ["--check", tmp_path, "--output", tmp_path / "out"]
+    command += ["--check", tmp_path, "--output", tmp_path / "out", "TEST.DETECTIONS_PER_IMAGE", 50]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 images" in done.stdout and "worst box difference" in done.stdout and "checked" in done.stdout
@@ -36,7 +36,7 @@ def test_the_command_writes_a_checked_model(centerx_cfg, tmp_path):
     assert manifest["source"]["checkpoint"] == "model.pth" and len(manifest["source"]["sha256"]) == 64
     assert manifest["outputs"].keys() == {"heat", "pooled", "reg", "wh"} and manifest["stride"] == 4
     assert manifest["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert str(tmp_path) not in json.dumps(manifest)
+    assert manifest["max_detections"] == 50 and str(tmp_path) not in json.dumps(manifest)
 
 
 def test_a_failed_check_leaves_nothing(centerx_cfg, check_images, tmp_path):

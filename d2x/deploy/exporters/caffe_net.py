@@ -98,12 +98,16 @@ class CaffeNet:
         return self.slice([top, f"{top}_rest"], bottom, axis, [length])[0]
 
     def replicate_border(self, top: str, bottom: str, axis: int, length: int) -> str:
-        """The first and last entry along an axis repeated once; the axis has ``length`` entries."""
-        if length == 1:
-            return self.concat(top, [bottom] * 3, axis)
-        points = [1] if length == 2 else [1, length - 1]
-        first, *middle, last = self.slice([f"{top}_part{i}" for i in range(len(points) + 1)], bottom, axis, points)
-        return self.concat(top, [first, first, *middle, last, last], axis)
+        """The first and last entry along an axis repeated once; the axis has ``length`` entries.
+
+        Repeated are copies, since OpenCV puts a blob into one place of a concatenation only.
+        """
+        parts = [bottom]
+        if length > 1:
+            points = [1] if length == 2 else [1, length - 1]
+            parts = self.slice([f"{top}_part{i}" for i in range(len(points) + 1)], bottom, axis, points)
+        first, last = self.power(f"{top}_first", parts[0]), self.power(f"{top}_last", parts[-1])
+        return self.concat(top, [first, *parts, last], axis)
 
     def _add(self, kind: str, name: str, bottoms: list[str], *, tops: list[str] | None = None, blobs=(), **parameters):
         layer = self.proto.layer.add(name=name, type=kind, bottom=bottoms, top=tops or [name], **parameters)

@@ -58,7 +58,7 @@ def _profile(builder, graph: DetectionGraph):
     profile = builder.create_optimization_profile()
     shapes = {"images": [], "sizes": []}
     for batch, units in PROFILE:
-        side = -(-32 * units // graph.divisibility) * graph.divisibility
+        side = max(graph.smallest, -(-32 * units // graph.divisibility) * graph.divisibility)
         shapes["images"].append((batch, 3, side, side))
         shapes["sizes"].append((batch, 2))
     for name in graph.input_names:
