@@ -1,8 +1,9 @@
 """Attention with an axial bias, without ever holding a number for every (query, pixel) pair when it trains.
 
-``biased_attention`` is the one entry. Three ways compute the same function:
+``biased_attention`` is the one entry. Four ways compute the same function:
 
-- ``naive_biased_attention``: the formula as it reads; the oracle of the tests, and what is exported.
+- *naive*: the formula as it reads, see ``plain_detr.naive_attention``; the oracle of the tests, and what is exported.
+- *triton*: GPU kernels that read the bias by axis, see ``plain_detr.triton_attention``.
 - *fused*: the bias rides in the dot product. With one-hot codes of a key's row and column appended to it, and the
   query's biases appended to the query, q'.k' = q.k / sqrt(d) + bias_y[row] + bias_x[column]; any fused kernel does the
   rest. Exact, but the head grows by Hf + Wf channels, which fused kernels limit.
@@ -19,11 +20,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plain_detr.chunked_attention import axial_bias_attention
+from plain_detr.naive_attention import attention_weights, naive_biased_attention, padding_mask
+from plain_detr.triton_attention import triton_attention
+from plain_detr.triton_check import triton_works
+
+__all__ = ["IMPLEMENTATIONS", "attention_weights", "biased_attention", "check_implementation", "naive_biased_attention"]
 
 # Largest head of torch's fused GPU kernels.
 FUSED_MAX_CHANNELS = 256
 
-IMPLEMENTATIONS = ("auto", "fused", "chunked", "naive")
+IMPLEMENTATIONS = ("auto", "triton", "fused", "chunked", "naive")
 
 
 def biased_attention(
@@ -48,8 +54,8 @@ def biased_attention(
         padding: (N, L) bool, True for keys that are padding; None means none is.
         padding_value: added to the logits of padded keys. The released code adds -100, which a large bias outweighs.
         bias: (N, h, Q, L), a bias that does not split into axes; excludes the two others.
-        implementation: "auto", or one of the three by name. "auto" takes the fused form on a GPU where the head fits,
-            the naive one while exporting, else the chunked one.
+        implementation: "auto", or one of the four by name. "auto" takes the first that is possible: the naive form
+            while exporting, on a GPU the kernels and then the fused form, else the chunked one.
 
     Returns:
         (N, h, Q, d) in the type of ``v``.
@@ -60,7 +66,7 @@ def biased_attention(
     check_implementation(implementation)
     if bias_x is not None and bias_x.shape[-1] * bias_y.shape[-1] != k.shape[2]:
         raise ValueError(f"a bias for {bias_y.shape[-1]} x {bias_x.shape[-1]} cells does not fit {k.shape[2]} keys")
-    mask = _padding_mask(padding, padding_value, q.dtype)
+    mask = padding_mask(padding, padding_value, q.dtype)
     if bias is not None:
         bias = bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias if mask is None else bias + mask)
@@ -72,7 +78,9 @@ def biased_attention(
         return naive_biased_attention(q, k, v, bias_x, bias_y, padding, padding_value=padding_value)
     if implementation == "fused":
         return _fused(q, k, v, bias_x, bias_y, padding, mask)
-    key_mask = None if padding is None else _padding_mask(padding, padding_value, torch.float32)[:, 0, 0]
+    key_mask = None if padding is None else padding_mask(padding, padding_value, torch.float32)[:, 0, 0]
+    if implementation == "triton":
+        return triton_attention(q, k, v, bias_x, bias_y, key_mask)
     return axial_bias_attention(q, k, v, bias_x, bias_y, key_mask)
 
 
@@ -82,53 +90,13 @@ def check_implementation(name: str) -> None:
         raise ValueError(f"attention implementation must be one of {', '.join(IMPLEMENTATIONS)}, got '{name}'")
 
 
-def attention_weights(
-    q: Tensor,
-    k: Tensor,
-    bias_x: Tensor | None,
-    bias_y: Tensor | None,
-    padding: Tensor | None,
-    *,
-    padding_value: float = -math.inf,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """(N, h, Q, L) attention probabilities, float32; arguments as in ``biased_attention``."""
-    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
-    if bias_x is not None:
-        logits = logits + (bias_y.float()[..., :, None] + bias_x.float()[..., None, :]).flatten(-2)
-    if bias is not None:
-        logits = logits + bias.float()
-    mask = _padding_mask(padding, padding_value, torch.float32)
-    return (logits if mask is None else logits + mask).softmax(-1)
-
-
-def naive_biased_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_x: Tensor | None,
-    bias_y: Tensor | None,
-    padding: Tensor | None,
-    *,
-    padding_value: float = -math.inf,
-) -> Tensor:
-    """``biased_attention`` with every logit in memory."""
-    return attention_weights(q, k, bias_x, bias_y, padding, padding_value=padding_value).to(v.dtype) @ v
-
-
 def _choose(q: Tensor, bias_x: Tensor, bias_y: Tensor) -> str:
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return "naive"
+    if not torch.compiler.is_compiling() and triton_works(q):
+        return "triton"
     fits = q.shape[-1] + bias_x.shape[-1] + bias_y.shape[-1] <= FUSED_MAX_CHANNELS
     return "fused" if q.is_cuda and fits else "chunked"
-
-
-def _padding_mask(padding: Tensor | None, value: float, dtype: torch.dtype) -> Tensor | None:
-    """(N, 1, 1, L) to add to the logits."""
-    if padding is None:
-        return None
-    zero = torch.zeros(padding.shape, dtype=dtype, device=padding.device)
-    return zero.masked_fill(padding, value)[:, None, None]
 
 
 def _fused(

@@ -146,7 +146,7 @@ def test_no_tensor_of_every_query_and_pixel_is_kept_for_the_backward_pass():
 
 def test_bad_arguments():
     q, k, v, bias_x, bias_y = inputs()
-    with pytest.raises(ValueError, match="one of auto, fused"):
+    with pytest.raises(ValueError, match="one of auto, triton"):
         biased_attention(q, k, v, bias_x, bias_y, implementation="flash")
     with pytest.raises(ValueError, match="3 x 6 cells does not fit 21 keys"):
         biased_attention(q, k, v, bias_x[..., :6], bias_y)

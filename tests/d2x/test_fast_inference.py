@@ -1,0 +1,46 @@
+"""A folded copy gives what the model gives."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch import nn
+
+import centerx  # noqa: F401  (registers the model)
+from d2x.engine.fast_inference import fold_for_inference
+from d2x.engine.load_cfg import load_cfg
+
+
+@pytest.fixture
+def model():
+    words = ["MODEL.DEVICE", "cpu", "MODEL.CENTERNET.NUM_CLASSES", "3"]
+    made = build_model(load_cfg("projects/CenterX/configs/quickstart.yaml", words))
+    for part in made.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(std=0.3)
+            part.running_var.uniform_(0.5, 2)
+            nn.init.normal_(part.weight, 1, 0.2)
+            nn.init.normal_(part.bias, 0, 0.2)
+    return made.eval()
+
+
+def test_the_same_detections_from_fewer_layers(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    folded = fold_for_inference(model)
+    norms = [sum(isinstance(part, nn.BatchNorm2d) for part in one.modules()) for one in (model, folded)]
+    assert norms == [24, 3]  # those after an interpolation stay
+    image = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8)
+    with torch.no_grad():
+        (one,), (other,) = (net([{"image": image}]) for net in (model, folded))
+        maps = [
+            net.predict(torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
+            for net in (model, folded)
+        ]
+    torch.testing.assert_close(other["instances"].scores, one["instances"].scores, rtol=1e-3, atol=1e-4)
+    for mine, theirs in zip(*maps):
+        torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())  # a copy was folded
+
+
+def test_refused_in_training(model):
+    with pytest.raises(ValueError, match="model.eval"):
+        fold_for_inference(model.train())

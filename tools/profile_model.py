@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Parameters, FLOPs, time and memory of a detector, module by module, as a table and as a trace."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+import centerx  # noqa: F401  (a saved config holds the keys of every detector)
+import plain_detr  # noqa: F401
+from d2x.engine.checkpoint import Checkpointer, atomic_write
+from d2x.engine.errors import one_line_errors
+from d2x.engine.load_cfg import load_cfg
+from d2x.engine.recipe import class_count, set_class_count
+from d2x.report.model_profile import profile_model, profile_table
+
+OBJECTS = 8  # boxes of a made-up training image
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="The images are noise, the weights random unless MODEL.WEIGHTS is given. Times under the profiler are\n"
+        "a little longer than without. The trace opens in Perfetto (ui.perfetto.dev) or chrome://tracing.\n\n"
+        "example: tools/profile_model.py --config-file projects/CenterX/configs/quickstart.yaml --size 512x512 \\\n"
+        "  MODEL.DEVICE cpu",
+    )
+    parser.add_argument("--config-file", required=True, help="of any detector here")
+    parser.add_argument("--size", default="512x512", help="HxW of the images in pixels (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="images (default 1)")
+    parser.add_argument("--train", action="store_true", help="a training step's forward and backward, not inference")
+    parser.add_argument("--depth", type=int, default=2, help="levels of modules to list (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--no-flops", action="store_true", help="skip the count of FLOPs, which needs a traced pass")
+    parser.add_argument("--output", default="output/profile", help="folder of the results (default %(default)s)")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, such as MODEL.DEVICE cpu")
+    args = parser.parse_args(argv)
+    height, times, width = args.size.partition("x")
+    if not times or not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise ValueError(f"--size is written HxW, such as 800x1333, got '{args.size}'")
+    if min(args.batch, args.depth) < 1 or args.threads < 0:
+        raise ValueError("--batch and --depth must be at least 1, --threads at least 0")
+    args.hw = (int(height), int(width))
+    return args
+
+
+def made_up_batch(count: int, hw: tuple[int, int], num_classes: int) -> list[dict]:
+    """Noise with random boxes, in detectron2's format."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = hw
+    batch = []
+    for _ in range(count):
+        corner = torch.rand(OBJECTS, 2, generator=generator) * torch.tensor([width, height]) * 0.6
+        size = torch.tensor([width, height]) * (0.05 + 0.35 * torch.rand(OBJECTS, 2, generator=generator))
+        instances = Instances(hw)
+        instances.gt_boxes = Boxes(torch.cat([corner, corner + size], dim=1))
+        instances.gt_classes = torch.randint(0, num_classes, (OBJECTS,), generator=generator)
+        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
+    return batch
+
+
+def build(cfg: CfgNode, train: bool) -> torch.nn.Module:
+    """The model, with ``MODEL.WEIGHTS`` where they are given."""
+    model = build_model(cfg)
+    if cfg.MODEL.WEIGHTS:
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    return model.train(train)
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Run; returns the folder of the results."""
+    args = parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cfg = load_cfg(args.config_file, args.opts)
+    if not class_count(cfg):
+        set_class_count(cfg, len(cfg.DATASETS.CLASS_NAMES) or 80)
+    batch = made_up_batch(args.batch, args.hw, class_count(cfg))
+    found = profile_model(build(cfg, args.train), batch, depth=args.depth, flops=not args.no_flops)
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    table = profile_table(found)
+    with atomic_write(str(output / "profile.md")) as file:
+        file.write(table.encode())
+    rows = {"modules": [one._asdict() for one in found.modules], "backward_seconds": found.backward_seconds}
+    with atomic_write(str(output / "profile.json")) as file:
+        file.write(json.dumps(rows, indent=1).encode())
+    found.trace.export_chrome_trace(str(output / "trace.json"))
+    print(f"\n{table}\n{output}: profile.md, profile.json, trace.json")
+    return output
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
