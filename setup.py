@@ -13,6 +13,9 @@ EXPORT = [
     "protobuf>=4.25",
 ]
 
+# Compiled helpers that everything also runs without: COCO statistics, their result file, decoding of JPEGs.
+FAST = ["hotcoco>=1.3", "orjson>=3.10", "simplejpeg>=1.8"]
+
 setup(
     name="plain-detectors",
     version="0.1.0",
@@ -50,6 +53,7 @@ setup(
         "export": EXPORT,
         "tensorrt": [*EXPORT, "tensorrt-rtx-cu13>=1.5"],
         "cluster": ["submitit>=1.5"],
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6", "submitit>=1.5", *EXPORT],
+        "fast": FAST,
+        "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6", "submitit>=1.5", *EXPORT, *FAST],
     },
 )

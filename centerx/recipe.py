@@ -10,6 +10,7 @@ from centerx.config import add_centerx_config as add_config
 from centerx.resize import FitInto
 from centerx.student import DistillationHook, Student
 from d2x.data.augment import BoxCentreCrop, CenterAffine, StrongColour, ZoomOut
+from d2x.data.fast_resize import Resize, ResizeShortestEdge
 from d2x.engine.backbone_weights import LoadBackboneWeights
 
 __all__ = [
@@ -119,7 +120,7 @@ def _fit(cfg: CfgNode) -> FitInto:
 def _train_resize(cfg: CfgNode) -> list[T.Augmentation]:
     node, kind = cfg.INPUT.CENTERX, _resize(cfg)
     if kind == "fixed":
-        return [T.Resize(node.SIZE)]
+        return [Resize(node.SIZE, fast=cfg.INPUT.FAST_RESIZE)]
     if kind == "fit":
         return [_fit(cfg)]
     if kind == "center_affine":
@@ -128,4 +129,5 @@ def _train_resize(cfg: CfgNode) -> list[T.Augmentation]:
         ]
     if kind == "none" or max(cfg.INPUT.MIN_SIZE_TRAIN) == 0:
         return []
-    return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)]
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    return [ResizeShortestEdge(*sizes, fast=cfg.INPUT.FAST_RESIZE)]

@@ -17,6 +17,11 @@ def add_d2x_config(cfg: CN) -> None:
     # Names of the classes in the order of the model's outputs. Filled in from the data set when empty.
     cfg.DATASETS.CLASS_NAMES = []
 
+    # Everyday JPEGs through simplejpeg where it is installed: the same pixels as Pillow's, see d2x/data/fast_decode.py.
+    cfg.INPUT.FAST_DECODE = True
+    # Resize in training with torch's kernel: Pillow's pixels to within one level, see d2x/data/fast_resize.py.
+    cfg.INPUT.FAST_RESIZE = True
+
     # With several processes: batch norms take their statistics from the images of all of them.
     cfg.MODEL.SYNC_BATCH_NORM = False
 

@@ -5,6 +5,7 @@ from detectron2.data import transforms as T
 from detectron2.engine import HookBase
 from torch import nn
 
+from d2x.data.fast_resize import ResizeShortestEdge
 from plain_detr.backbone_weights import weight_hooks
 from plain_detr.config import add_plain_detr_config as add_config
 from plain_detr.layer_decay import param_groups_from_cfg
@@ -36,14 +37,12 @@ def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     node = cfg.INPUT.PLAIN_DETR
     if node.CROP_PROBABILITY > 0:
         crop = [
-            T.ResizeShortestEdge(node.CROP_RESIZE, sample_style="choice"),
+            ResizeShortestEdge(node.CROP_RESIZE, sample_style="choice", fast=cfg.INPUT.FAST_RESIZE),
             T.RandomCrop("absolute_range", node.CROP_SIZE),
         ]
         augmentations.append(T.RandomApply(T.AugmentationList(crop), prob=node.CROP_PROBABILITY))
-    augmentations.append(
-        T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
-    )
-    return augmentations
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    return [*augmentations, ResizeShortestEdge(*sizes, fast=cfg.INPUT.FAST_RESIZE)]
 
 
 def test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:

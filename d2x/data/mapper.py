@@ -14,7 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from d2x.data.image_files import decode, upright
+from d2x.data.fast_decode import read_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -59,22 +59,29 @@ class DetectionMapper(DatasetMapper):
 
     @configurable
     def __init__(
-        self, is_train: bool, *, labelled_classes: dict[str, list[int] | None] | None = None, **detectron2_arguments
+        self,
+        is_train: bool,
+        *,
+        labelled_classes: dict[str, list[int] | None] | None = None,
+        fast_decode: bool = True,
+        **detectron2_arguments,
     ):
         """
         Args:
             is_train: with ground truth or without.
             labelled_classes: by data set name, the contiguous ids of the classes it is labelled for; None for all.
+            fast_decode: see ``d2x.data.fast_decode``.
             detectron2_arguments: those of ``DatasetMapper``.
         """
         super().__init__(is_train, **detectron2_arguments)
         self.labelled_classes = dict(labelled_classes or {})
+        self.fast_decode = fast_decode
         self.bad_files: set[str] = set()
         self._bad_in_a_row = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
-        arguments = super().from_config(cfg, is_train)
+        arguments = {**super().from_config(cfg, is_train), "fast_decode": cfg.INPUT.FAST_DECODE}
         if is_train:
             arguments["labelled_classes"] = {
                 name: MetadataCatalog.get(name).get("labelled_classes") for name in cfg.DATASETS.TRAIN
@@ -112,7 +119,7 @@ class DetectionMapper(DatasetMapper):
             path = PathManager.get_local_path(record["file_name"])
             if not os.path.lexists(path):
                 raise FileNotFoundError(path)
-            image = detection_utils.convert_PIL_to_numpy(upright(decode(path)), self.image_format)
+            image = read_pixels(path, self.image_format, fast=self.fast_decode)
             detection_utils.check_image_size(record, image)
         except FileNotFoundError as error:
             raise BadImageError(f"image not found: {record['file_name']}") from error

@@ -52,6 +52,21 @@ def test_train(record):
     assert record == before
 
 
+def test_fast_decoding_follows_the_config(record, monkeypatch):
+    asked = []
+
+    def read(path, image_format, *, fast):
+        asked.append((image_format, fast))
+        return np.zeros((40, 60, 3), np.uint8)
+
+    monkeypatch.setattr("d2x.data.mapper.read_pixels", read)
+    cfg = make_cfg()
+    for fast in (True, False):
+        cfg.INPUT.FAST_DECODE = fast
+        make_train_mapper(cfg, [])(record)
+    assert asked == [("RGB", True), ("RGB", False)]
+
+
 def test_boxes_are_dropped_or_clipped(record):
     record["annotations"] = [
         box(float("nan"), 5, 20, 30),

@@ -100,7 +100,10 @@ def test_training_sizes():
 
 def test_augmentations_follow_the_config():
     cfg = config("swinv2_s_sup_ape_12ep.yaml", "INPUT.RANDOM_FLIP", "none", "INPUT.PLAIN_DETR.CROP_PROBABILITY", "0.0")
-    assert [type(one) for one in recipe.train_augmentations(cfg)] == [T.ResizeShortestEdge]
+    (resize,) = recipe.train_augmentations(cfg)
+    assert isinstance(resize, T.ResizeShortestEdge) and resize.fast
+    cfg.INPUT.FAST_RESIZE = False
+    assert not recipe.train_augmentations(cfg)[0].fast
     cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [64, 64]
     crop, _ = recipe.train_augmentations(cfg)
     assert (crop.crop_type, crop.crop_size) == ("absolute", [64, 64])
