@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import random
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,7 +84,7 @@ def _limited() -> Iterator[None]:
 
     before = signal.signal(signal.SIGVTALRM, stop)
     signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
-    faulthandler.dump_traceback_later(_WALL_SECONDS, exit=True)
+    faulthandler.dump_traceback_later(_WALL_SECONDS, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:

@@ -39,7 +39,7 @@ def read_coco_classes(
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     if images not in IMAGES:
         raise ValueError(f"images must be one of {', '.join(IMAGES)}, got '{images}'")
-    content = read_coco_json(json_file)
+    content = read_coco_json(json_file, annotation_keys=("id", "image_id", "category_id", "bbox", "iscrowd"))
     if need_images:
         require_folder(image_root, json_file)
     by_name = {category["name"]: category["id"] for category in content["categories"]}

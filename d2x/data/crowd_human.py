@@ -4,6 +4,7 @@ import json
 import os
 
 from d2x.data.problems import Problems
+from d2x.data.record_rules import box_numbers, record_id
 from d2x.data.records import add_box, finish, image_size, make_record, read_lines, reading, require_folder
 
 BOXES = {"visible": "vbox", "full": "fbox", "head": "hbox"}
@@ -45,7 +46,9 @@ def read_crowd_human(
         try:
             content = json.loads(line)
             image_id, objects = content["ID"], content["gtboxes"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+            if record_id(image_id) is None or not isinstance(objects, list):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError):
             problems.add("lines that are not json with 'ID' and 'gtboxes'", where)
             continue
         path = os.path.join(image_root, f"{image_id}.jpg")
@@ -64,11 +67,14 @@ def read_crowd_human(
 
 
 def _add(record: dict, one: dict, key: str, ignore_regions: bool) -> str:
-    ignored = one.get("tag") != "person" or bool(one.get("extra", {}).get("ignore", 0))
+    if not isinstance(one, dict):
+        return f"annotations without four numbers in '{key}'"
+    extra = one.get("extra")
+    ignored = one.get("tag") != "person" or (isinstance(extra, dict) and bool(extra.get("ignore", 0)))
     if one.get("tag") != "person" and not (ignore_regions and one.get("tag") == "mask"):
         return ""
-    try:
-        x, y, w, h = one[key]
-        return add_box(record, 0, (x, y, x + w, y + h), crowd=ignored and ignore_regions)
-    except (KeyError, TypeError, ValueError):
+    box = box_numbers(one.get(key))
+    if box is None:
         return f"annotations without four numbers in '{key}'"
+    x, y, w, h = box
+    return add_box(record, 0, (x, y, x + w, y + h), crowd=ignored and ignore_regions)

@@ -11,6 +11,23 @@ from PIL import Image
 
 from d2x.data import problems as kinds
 
+# What Pillow may read: pictures of pixels. Others, EPS above all, are programs that it hands to an interpreter.
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PCX",
+    "PNG",
+    "PPM",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
 _ORIENTATION = 0x0112  # the EXIF tag; its values, and how each is undone:
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -112,12 +129,22 @@ def decode(path: str | os.PathLike) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata; and many pixels, which are an error at twice as many
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 image.load()
                 _orientation(image)  # which Pillow keeps; some formats read it from the file
                 return image
     except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """Pillow's lazy image, if the file is in one of ``FORMATS``.
+
+    Raises:
+        Exception: of any type, from Pillow's parsers.
+    """
+    Image.init()
+    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -129,7 +156,7 @@ def upright(image: Image.Image) -> Image.Image:
 def _header(path: str) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(path) as image:
+        with open_image(path) as image:
             _orientation(image)
             return image
 

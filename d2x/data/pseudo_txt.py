@@ -41,7 +41,7 @@ def read_pseudo_txt(
             width, height = int(fields[0]), int(fields[1])
             groups = [fields[i : i + 5] for i in range(2, len(fields), 5)]
             boxes = [(kind, [float(value) for value in box]) for kind, *box in groups]
-            if any(len(box) != 4 for _, box in boxes):
+            if min(width, height) < 1 or any(len(box) != 4 for _, box in boxes):
                 raise ValueError
         except (IndexError, ValueError):
             problems.add("lines that are not 'name;W;H' and groups of 'class;x1;y1;x2;y2'", f"line {number}")

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from detectron2.structures import BoxMode
-from PIL import Image
 from tqdm import tqdm
 
+from d2x.data.image_files import open_image
 from d2x.data.problems import Problems
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         ValueError: missing or no image; the message is a reason for ``Problems``.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.height, image.width
     except FileNotFoundError as error:
         raise ValueError("image files missing") from error

@@ -1,11 +1,12 @@
 """Checks a COCO json before anything relies on it: bad records are reported and left out, the file stays as it is."""
 
 import os
+from collections.abc import Collection, Iterable, Iterator
 
 from d2x.data.clean_copy import clean_members, cleaning_of, gather
 from d2x.data.coco_scan import LISTS, Scan, scan_coco
 from d2x.data.image_files import ImageFiles
-from d2x.data.json_stream import iterate_members, read_members
+from d2x.data.json_stream import Member, iterate_members, read_members
 from d2x.data.problems import Problems
 from d2x.data.record_rules import box_fault, outline_faults
 
@@ -15,8 +16,11 @@ __all__ = ["box_fault", "clean_coco_json", "image_files_for", "read_coco_json", 
 DECODE_UP_TO = 64
 
 
-def read_coco_json(json_file: str | os.PathLike) -> dict:
+def read_coco_json(json_file: str | os.PathLike, *, annotation_keys: Collection[str] | None = None) -> dict:
     """Parse a COCO json and check its outline.
+
+    Args:
+        annotation_keys: keep only these of each annotation; COCO's outlines take four fifths of its memory.
 
     Raises:
         FileNotFoundError: no such file.
@@ -24,7 +28,8 @@ def read_coco_json(json_file: str | os.PathLike) -> dict:
             empty, or a category without id or name, or with one that another has.
     """
     json_file = os.fspath(json_file)
-    content = gather(read_members(json_file, LISTS))
+    members = read_members(json_file, LISTS)
+    content = gather(members if annotation_keys is None else _trimmed(members, set(annotation_keys)))
     lengths = {key: len(value) if isinstance(value, list) else None for key, value in content.items()}
     faults = outline_faults(lengths, content["categories"] if lengths.get("categories") else [])
     if faults:
@@ -69,3 +74,11 @@ def require_usable(scan: Scan) -> None:
     if scan.annotations is not None and not scan.annotations.keep.any():
         detail = scan.problems.summary() if scan.problems else f"{scan.json_file}: the data set has no annotations"
         raise ValueError(f"no usable annotation; {detail}")
+
+
+def _trimmed(members: Iterable[Member], keys: set[str]) -> Iterator[Member]:
+    for member in members:
+        if member.key == "annotations" and isinstance(member.value, dict):
+            yield member._replace(value={key: value for key, value in member.value.items() if key in keys})
+        else:
+            yield member

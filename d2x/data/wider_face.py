@@ -38,8 +38,10 @@ def parse_wider_face(annotation_file: str | os.PathLike) -> list[tuple[str, list
         name = lines[at].strip()
         try:
             count = int(lines[at + 1])
+            if count < 0:
+                raise ValueError(f"{count} faces")
             faces = [_face(line) for line in lines[at + 2 : at + 2 + count]]
-        except (IndexError, ValueError, TypeError) as error:
+        except (IndexError, ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{annotation_file}: bad entry of '{name}' at line {at + 1} ({error})") from error
         if len(faces) < count:
             raise ValueError(
@@ -118,11 +120,13 @@ def read_voc_xml(
         try:
             tree = ElementTree.parse(path).getroot()
             size = int(tree.findtext("size/height")), int(tree.findtext("size/width"))
+            if min(size) < 1:
+                raise ValueError
             objects = [(one.findtext("name"), _voc_box(one)) for one in tree.iter("object")]
-        except FileNotFoundError:
+        except OSError:
             problems.add("xml files missing", str(path))
             continue
-        except (ElementTree.ParseError, TypeError, ValueError):
+        except (ElementTree.ParseError, TypeError, ValueError, LookupError):
             problems.add("xml files without size, name or box, or not xml", str(path))
             continue
         record = make_record(root / "JPEGImages" / f"{image_id}.jpg", image_id, size)

@@ -1,4 +1,4 @@
-"""1,200 malformed jsons, images, configs and checkpoints: skipped or refused as documented, none in another way.
+"""1,350 malformed jsons, other lists, images, configs and checkpoints: all end as documented.
 
 Larger numbers: ``benchmarks/malformed/run.py``.
 """
@@ -14,13 +14,17 @@ from torch import nn
 from benchmarks.malformed import cases
 from benchmarks.malformed.cases import CANARY, Broken, Case, run_case
 from benchmarks.malformed.run import main, outcomes, table
+from d2x.data.crowd_human import read_crowd_human
+from d2x.data.image_files import decode
 from d2x.data.mapper import make_test_mapper, make_train_mapper
+from d2x.data.wider_face import parse_wider_face
 from d2x.engine.checkpoint import Checkpointer
 from d2x.engine.load_cfg import get_base_cfg, load_cfg
 
 # kind -> (cases, ways to end of which each must be seen at least ten times)
 KINDS = {
     "json": (320, ("skipped", "refused")),
+    "list": (150, ("accepted", "refused")),
     "image": (400, ("accepted", "skipped")),
     "config": (160, ("refused",)),
     "checkpoint": (320, ("refused",)),
@@ -130,6 +134,13 @@ def test_the_mapper_does_not_wait_for_a_pipe(tmp_path):
         make_test_mapper(cfg, [])({"file_name": str(tmp_path / "a.png")})
 
 
+def test_postscript_is_no_image(tmp_path):
+    Image.new("RGB", (40, 28)).save(tmp_path / "a.jpg", format="EPS")
+    assert Image.open(tmp_path / "a.jpg").format == "EPS", "Pillow would give it to Ghostscript"
+    with pytest.raises(ValueError, match="cannot identify image file"):
+        decode(tmp_path / "a.jpg")
+
+
 def test_a_config_cannot_run_code(tmp_path):
     path = tmp_path / "evil.yaml"
     path.write_text(f'SEED: !!python/object/apply:os.system ["touch {tmp_path}/ran"]')
@@ -157,7 +168,8 @@ def test_a_config_that_cannot_be_used_is_named(tmp_path, text, words):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["SOLVER", "{'BASE_LR': 1}"], "single keys.*SOLVER"),
+    (["SOLVER", "{'BASE_LR': 1}"], "override SOLVER.*Type mismatch"),
+    (["SOLVER", {"BASE_LR": 1}], "single keys, not a group of them: SOLVER"),
     (["SOLVER.BASE_LR.X", "1"], "SOLVER.BASE_LR.X"),
     (["SEED", "(" * 300], "override SEED"),
 ])  # fmt: skip
@@ -186,3 +198,24 @@ def test_a_state_of_another_kind_is_named(tmp_path):
     torch.save({"model": model.state_dict(), "optimizer": 7}, path)
     with pytest.raises(ValueError, match="some.pth: does not fit this run"):
         Checkpointer(model, optimizer=torch.optim.SGD(model.parameters(), lr=1)).load(str(path))
+
+
+@pytest.mark.parametrize("line", [
+    '{"ID": "1", "gtboxes": 5}',
+    '{"ID": [1], "gtboxes": []}',
+    '{"ID": 1, "gtboxes": [5]}',
+    '{"ID": 1, "gtboxes": [{"tag": "person", "extra": 3, "vbox": ["1", "2", "3", "4"]}]}',
+    "[" * 100_000,
+])  # fmt: skip
+def test_crowd_human_lines_of_another_shape(tmp_path, line):
+    Image.new("RGB", (24, 16)).save(tmp_path / "1.jpg")
+    good = '{"ID": "1", "gtboxes": [{"tag": "person", "vbox": [1, 2, 9, 8]}]}'
+    (tmp_path / "list.odgt").write_text(f"{line}\n{good}\n")
+    records = read_crowd_human(tmp_path / "list.odgt", tmp_path)
+    assert [one["bbox"] for record in records for one in record["annotations"]] == [[1, 2, 10, 10]]
+
+
+def test_a_negative_number_of_faces_is_not_read_for_ever(tmp_path):
+    (tmp_path / "list.txt").write_text("1.jpg\n-2\n")
+    with pytest.raises(ValueError, match="list.txt: bad entry of '1.jpg' at line 1"):
+        parse_wider_face(tmp_path / "list.txt")
