@@ -39,9 +39,27 @@ def test_openvino_of_a_fixed_size(plain_detr_cfg, export):
 
 
 VARIANTS = {
-    "sigmoid": ("BOX_CODER", "sigmoid", "POSITION_ENCODING", "sine", "BOX_RPB.KIND", "none"),
+    "sigmoid": (
+        "BOX_CODER",
+        "sigmoid",
+        "PROPOSALS.ANCHOR_SIZE",
+        0.05,
+        "POSITION_ENCODING",
+        "sine",
+        "BOX_RPB.KIND",
+        "none",
+    ),  # fmt: skip
     "padded": ("PAD_MULTIPLE", 48),
-    "released": ("VALID_AREA", "nearest", "KEEP_INVALID_PROPOSALS", True, "PADDING_LOGIT", -100.0),
+    "released": (
+        "VALID_AREA",
+        "nearest",
+        "KEEP_INVALID_PROPOSALS",
+        True,
+        "PADDING_LOGIT",
+        -100.0,
+        "PAD_MULTIPLE",
+        48,
+    ),  # fmt: skip
     "encoder": ("ENCODER.LAYERS", 1, "BATCH_INDEPENDENT", False),
 }
 
