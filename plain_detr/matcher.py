@@ -25,6 +25,16 @@ class CostWeights(NamedTuple):
     giou: float = 2.0
 
 
+class _Pairs(NamedTuple):
+    """What every (box, query of its image) pair needs: (T, Q), (T, Q, 4) three times, (T, Q) bool."""
+
+    logits: Tensor
+    boxes: Tensor
+    raw: Tensor
+    reference: Tensor
+    valid: Tensor
+
+
 class HungarianMatcher:
     """Finds, for every set of predictions, the cheapest one-to-one assignment in each image.
 
@@ -54,21 +64,32 @@ class HungarianMatcher:
     @torch.no_grad()
     def cost_matrix(self, prediction: BoxSetPrediction, targets: SetTargets) -> Tensor:
         """(T, Q) float32: what it costs to give box t to each query of its own image."""
+        misread = self._misread(prediction, len(targets.boxes))
+        return self._cost(self._pairs(prediction, targets, misread), targets)
+
+    def _misread(self, prediction: BoxSetPrediction, count: int) -> bool:
+        """Whether the released fault strikes this set and so many boxes."""
+        return self.released_pairing and count == prediction.boxes[..., 0].numel()
+
+    def _pairs(self, prediction: BoxSetPrediction, targets: SetTargets, misread: bool) -> _Pairs:
         # Each box sees the queries of its image only, so there are no costs across images to throw away.
-        logits, boxes, raw, reference = (part[targets.image].float() for part in prediction[:4])  # (T, Q, ...)
-        index = targets.classes[:, None, None].expand(-1, logits.shape[1], 1)
-        probability = logits.gather(2, index).squeeze(2).sigmoid()
+        image = targets.image
+        logits = prediction.logits[image, :, targets.classes].float()
+        boxes, raw, reference = (part[image].float() for part in prediction[1:4])
+        if misread:
+            reference = prediction.reference.flatten(0, 1)[:, None].expand_as(boxes)  # of prediction t, for box t
+        valid = torch.ones_like(logits, dtype=torch.bool) if prediction.valid is None else prediction.valid[image]
+        return _Pairs(logits, boxes, raw, reference, valid)
+
+    def _cost(self, pairs: _Pairs, targets: SetTargets) -> Tensor:
+        probability, gt_boxes = pairs.logits.sigmoid(), targets.boxes[:, None]
         positive = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
         negative = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
-        gt_boxes = targets.boxes[:, None]
-        if self.released_pairing and len(targets.boxes) == prediction.boxes[..., 0].numel():
-            reference = prediction.reference.flatten(0, 1)[:, None]  # of prediction t, for box t
-        ours, theirs = self.coder.l1_operands(boxes, raw, reference, gt_boxes)
+        ours, theirs = self.coder.l1_operands(pairs.boxes, pairs.raw, pairs.reference, gt_boxes)
         cost = self.cost.classification * (positive - negative)
         cost = cost + self.cost.box * (ours - theirs).abs().sum(-1)
-        cost = cost - self.cost.giou * generalized_iou(boxes, gt_boxes)
-        if prediction.valid is not None:
-            cost = cost.masked_fill(~prediction.valid[targets.image], FORBIDDEN)
+        cost = cost - self.cost.giou * generalized_iou(pairs.boxes, gt_boxes)
+        cost = cost.masked_fill(~pairs.valid, FORBIDDEN)
         # A diverged network must show up as a loss that is not finite, not as an error of the solver.
         return torch.nan_to_num(cost, nan=FORBIDDEN, posinf=FORBIDDEN, neginf=-FORBIDDEN)
 
@@ -80,15 +101,21 @@ class HungarianMatcher:
             One ``Matches`` a task. In each image min(Q, repeats * boxes) pairs, fewer where queries are not valid;
             every box appears at most ``repeats`` times, every query at most once.
         """
-        merged = targets.with_classes_merged() if any(task.class_agnostic for task in tasks) else None
-        costs = []
-        for task in tasks:
-            mine = merged if task.class_agnostic else targets
-            if self.released_pairing and task.repeats > 1:
-                # Only the released fault looks at the repeated list; everybody else tiles the finished costs.
-                costs.append(self.cost_matrix(task.prediction, _tile(mine, task.repeats)))
-            else:
-                costs.append(self.cost_matrix(task.prediction, mine))
+        # Sets with the same boxes share one computation: side by side they are one set with more queries.
+        alike: dict[tuple[bool, int], list[int]] = {}
+        misread = [self._misread(task.prediction, task.repeats * len(targets.boxes)) for task in tasks]
+        for index, task in enumerate(tasks):
+            # Only the released fault looks at the repeated list; everybody else tiles the finished costs.
+            listed = task.repeats if misread[index] else 1
+            alike.setdefault((task.class_agnostic, listed), []).append(index)
+        costs: list[Tensor | None] = [None] * len(tasks)
+        for (class_agnostic, listed), indices in alike.items():
+            mine = targets.with_classes_merged() if class_agnostic else targets
+            mine = _tile(mine, listed) if listed > 1 else mine
+            pairs = [self._pairs(tasks[index].prediction, mine, misread[index]) for index in indices]
+            joined = self._cost(_Pairs(*(torch.cat(parts, dim=1) for parts in zip(*pairs))), mine)
+            for index, cost in zip(indices, joined.split([one.logits.shape[1] for one in pairs], dim=1)):
+                costs[index] = cost
         if not costs:
             return []
         on_cpu = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()

@@ -1,8 +1,8 @@
 """Focal, L1 and GIoU on matched pairs, and error rates for the log. All float32."""
 
 import torch
-from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from plain_detr.box_coder import BoxCoder, cxcywh_to_xyxy
@@ -34,17 +34,25 @@ def class_loss(
 ) -> Tensor:
     """Sigmoid focal loss summed over images, queries and classes; unmatched queries are negatives of every class.
 
-    Queries with ``valid`` False, and classes an image is not labelled for, are left out.
+    Queries with ``valid`` False, and classes an image is not labelled for, are left out. An ``alpha`` below 0 weighs
+    both sides alike.
     """
-    logits = prediction.logits
-    wanted = torch.zeros_like(logits)
-    wanted[matches.image, matches.query, targets.classes[matches.target]] = 1
-    loss = sigmoid_focal_loss(logits, wanted, alpha=alpha, gamma=gamma, reduction="none")
+    logits, (image, query, target) = prediction.logits, matches
+    for_positive, for_negative = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
+    negative = for_negative * logits.sigmoid() ** gamma * F.softplus(logits)
     if prediction.valid is not None:
-        loss = loss * prediction.valid[..., None]
+        negative = negative * prediction.valid[..., None]
     if targets.labelled is not None:
-        loss = loss * targets.labelled[:, None]
-    return loss.sum()
+        negative = negative * targets.labelled[:, None]
+    # Nearly all are negatives: count all of them as such, and put the few matched ones right.
+    index = image, query, targets.classes[target]
+    matched = logits[index]
+    positive = for_positive * (1 - matched.sigmoid()) ** gamma * F.softplus(-matched)
+    if prediction.valid is not None:
+        positive = positive * prediction.valid[image, query]
+    if targets.labelled is not None:
+        positive = positive * targets.labelled[image, index[2]]
+    return negative.sum() + (positive - negative[index]).sum()
 
 
 def box_losses(
