@@ -149,12 +149,16 @@ def _project(projection: InputProjection, features: Tensor, own: Tensor | None) 
     if own is None:
         return projection(features)
     norm = projection.norm
-    x = projection.conv(features).unflatten(1, (norm.num_groups, -1))  # (N, G, C / G, Hf, Wf)
-    weight = own[:, :, None].to(x.dtype)
-    count = weight.sum((2, 3, 4), keepdim=True) * x.shape[2]
-    mean = (x * weight).sum((2, 3, 4), keepdim=True) / count
-    variance = ((x - mean) ** 2 * weight).sum((2, 3, 4), keepdim=True) / count
-    x = ((x - mean) * torch.rsqrt(variance + norm.eps)).flatten(1, 2)
+    x, weight = projection.conv(features), own.to(features.dtype)
+
+    def over_groups(sums: Tensor) -> Tensor:
+        """(N, C) sums over cells to the mean of each channel's group, (N, C, 1, 1)."""
+        size = sums.shape[1] // norm.num_groups
+        means = sums.unflatten(1, (norm.num_groups, size)).mean(2) / weight.sum((2, 3))
+        return means.repeat_interleave(size, dim=1)[..., None, None]
+
+    x = x - over_groups((x * weight).sum((2, 3)))
+    x = x * torch.rsqrt(over_groups((x**2 * weight).sum((2, 3))) + norm.eps)
     return x * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 

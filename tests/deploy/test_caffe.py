@@ -51,10 +51,13 @@ class Doubles(nn.Module):
         super().__init__()
         self.ways = nn.Sequential(
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+            nn.BatchNorm2d(3),  # OpenCV fuses it with the up-sampling, wrongly, unless they are one layer
             nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1),
             nn.ConvTranspose2d(4, 4, 4, stride=2, padding=1, groups=4, bias=False),
             nn.Upsample(scale_factor=2, mode="nearest"),
         )
+        self.ways[1].running_mean.copy_(torch.tensor([0.5, -2.0, 1.0]))
+        self.ways[1].running_var.copy_(torch.tensor([4.0, 0.5, 1.0]))
 
     def forward(self, x):
         return torch.cat([self.ways(x), 2 - self.ways(x)], dim=1)

@@ -1,5 +1,6 @@
 """ONNX operators to Caffe layers, one function for each."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -30,6 +31,8 @@ class _Translation:
         graph = model.graph
         self.net = CaffeNet(name)
         self.constants = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+        self.readers = Counter(name for node in graph.node for name in node.input)
+        self.readers.update(one.name for one in graph.output)
         values = (*graph.input, *graph.value_info, *graph.output)
         self.shapes = {one.name: tuple(dim.dim_value for dim in one.type.tensor_type.shape.dim) for one in values}
         self.net.input(graph.input[0].name, self.shapes[graph.input[0].name])
@@ -129,7 +132,7 @@ def _activation(kind: str) -> Callable:
 def _batch_norm(of: _Translation, node: onnx.NodeProto) -> None:
     weight, bias, mean, variance = (of.constant(node, i).astype(np.float64) for i in (1, 2, 3, 4))
     factor = weight / np.sqrt(variance + _attributes(node).get("epsilon", 1e-5))
-    of.net.scale(node.output[0], node.input[0], factor, bias - mean * factor)
+    _scale(of, node.output[0], node.input[0], factor, bias - mean * factor)
 
 
 def _sum(sign: int) -> Callable:
@@ -172,7 +175,12 @@ def _affine(of: _Translation, node: onnx.NodeProto, bottom: str, factor: np.ndar
         if value.size != 1 and value.shape[-3:] != (channels, 1, 1):
             raise ValueError(f"Caffe cannot combine a blob with constants of shape {value.shape}, at {node.name}")
     factor, shift = (np.broadcast_to(value.reshape(-1), channels) for value in (factor, shift))
-    of.net.scale(node.output[0], bottom, factor, shift)
+    _scale(of, node.output[0], bottom, factor, shift)
+
+
+def _scale(of: _Translation, top: str, bottom: str, factor: np.ndarray, shift: np.ndarray) -> None:
+    if of.readers[bottom] != 1 or not of.net.scale_into(top, bottom, factor, shift):
+        of.net.scale(top, bottom, factor, shift)
 
 
 def _same_shapes(of: _Translation, node: onnx.NodeProto) -> None:

@@ -59,6 +59,22 @@ class CaffeNet:
         self._add("Scale", top, [bottom], blobs=[factor, shift], scale_param={"axis": 1, "bias_term": True})
         return top
 
+    def scale_into(self, top: str, bottom: str, factor: np.ndarray, shift: np.ndarray) -> bool:
+        """``scale`` inside the layer that makes ``bottom``, which nothing else may read: False where that cannot be.
+
+        For deconvolutions of one channel a group: OpenCV's own fusion of the two layers gets these wrong.
+        """
+        layer = next((one for one in self.proto.layer if one.name == bottom), None)
+        if layer is None or layer.type != "Deconvolution" or len(layer.blobs) != 1 or layer.blobs[0].shape.dim[1] != 1:
+            return False
+        weight = np.array(layer.blobs[0].data, dtype=np.float64).reshape(len(factor), -1) * factor[:, None]
+        del layer.blobs[0].data[:]
+        layer.blobs[0].data.extend(weight.astype(np.float32).ravel().tolist())
+        layer.blobs.add(shape={"dim": [len(shift)]}, data=shift.astype(np.float32).tolist())
+        layer.convolution_param.bias_term = True
+        layer.name = layer.top[0] = top
+        return True
+
     def power(self, top: str, bottom: str, *, scale: float = 1.0, shift: float = 0.0) -> str:
         """x * scale + shift."""
         self._add("Power", top, [bottom], power_param={"power": 1.0, "scale": scale, "shift": shift})
