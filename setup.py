@@ -54,6 +54,15 @@ setup(
         "tensorrt": [*EXPORT, "tensorrt-rtx-cu13>=1.5"],
         "cluster": ["submitit>=1.5"],
         "fast": FAST,
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6", "submitit>=1.5", *EXPORT, *FAST],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "psutil>=5.9",
+            "submitit>=1.5",
+            *EXPORT,
+            *FAST,
+        ],
     },
 )
