@@ -41,6 +41,7 @@ def comparison(**changes):
 def test_the_table_says_what_was_met_and_whether_the_machine_was_busy():
     text = table([comparison()])
     assert "| 0.40 (0.30-0.50) | <= 0.5 met | 0.41 | 4 to 1 | 0.25 | <= 0.2 **missed** |" in text
+    assert "missed" not in table([comparison()], quick=True)
     assert "busy" not in text and "busy" in table([comparison(others=0.5)])
 
 
