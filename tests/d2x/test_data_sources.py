@@ -18,9 +18,7 @@ def coco(folder, name, kind):
     Image.new("RGB", (20, 10)).save(images / "0.png")
     content = {
         "images": [{"id": 1, "file_name": "0.png", "height": 10, "width": 20}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 5, 6], "area": 30, "iscrowd": 0}
-        ],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 5, 6], "area": 30, "iscrowd": 0}],
         "categories": [{"id": 7, "name": kind}],
     }
     (folder / f"{name}.json").write_text(json.dumps(content))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from d2x.data.shapes import ShapesSpec, generate_shapes
+from d2x.engine.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = {
@@ -86,7 +87,7 @@ def test_resume_goes_on_where_it_stopped_and_a_second_run_overwrites_nothing(tra
     assert "--resume" in run(*command, "--resume", fails=True), "a flag among the overrides is named"
     printed = run(command[0], "--resume", *command[1:], "SOLVER.MAX_ITER", 6)
     assert "from iteration 4" in printed
-    assert (output / "model_0000005.pth").exists()
+    assert read_checkpoint(str(output / "model_final.pth"))["iteration"] == 5
 
 
 def test_evaluate_and_demo(trained, data, tmp_path):
