@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 # What torchrun, submitit and others tell a process that they have started; MASTER_PORT goes with them.
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 
+# Several machines that restart need this for torchrun. Without it their processes meet under a name made from each
+# machine's own count of restarts, and wait for one another in vain when the counts differ.
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
 
 def has_rank() -> bool:
     """Whether ``torchrun``, or anything that sets the same variables, has started this process."""
@@ -55,6 +59,7 @@ def launch(
         with one_line_errors():
             _join_group()
             main(*args)
+            comm.synchronize()  # one that leaves early looks to the others as if it had died
             dist.destroy_process_group()
         return
     processes = max(processes, 1)
@@ -100,5 +105,9 @@ def _join_group() -> None:
         )
     if gpus:
         torch.cuda.set_device(local)
+    machines, restarts = (int(os.environ.get(name, 0)) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
+    if machines > 1 and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and local == 0:
+        (pair,) = OWN_STORE.items()
+        print(f"warning: set {'='.join(pair)} for torchrun, or a restart may hang", file=sys.stderr)
     dist.init_process_group("nccl" if gpus else "gloo")
     comm.create_local_process_group(on_this_machine)

@@ -21,11 +21,15 @@ from benchmarks.tiny_run import (
     wait_for_checkpoint,
 )
 from d2x.engine.fingerprint import differences
+from d2x.engine.launch import OWN_STORE
 from tests.e2e import two_processes
 
-# With SGD a difference of rounding in a gradient stays one in the weight.
+pytestmark = pytest.mark.slow  # each case starts several processes that import torch
+
+# SGD at a rate at which it is stable: differences of rounding stay small, which they do not in a run that diverges.
 OPTS = (
-    "SOLVER.MAX_ITER 8 SOLVER.IMS_PER_BATCH 4 SOLVER.OPTIMIZER SGD SOLVER.BASE_LR 0.02 MODEL.SYNC_BATCH_NORM True"
+    "SOLVER.MAX_ITER 8 SOLVER.IMS_PER_BATCH 4 SOLVER.OPTIMIZER SGD SOLVER.BASE_LR 0.001 MODEL.SYNC_BATCH_NORM True"
+    " WEIGHT_AVERAGING.ENABLED False CHECKPOINT.KEEP_LAST 0"
 ).split()
 
 
@@ -56,7 +60,7 @@ def test_two_processes_give_the_gradients_of_one(detector, case, compared):
 @pytest.mark.parametrize("detector", sorted(two_processes.CONFIGS))
 def test_two_processes_detect_the_same(detector, images, compared):
     one, two = (results[detector, images] for results in compared)
-    assert len(one) > 0 and {found["image_id"] for found in one} == set(range(1, images + 1))
+    assert len({found["image_id"] for found in one}) > images / 2, "random weights find something in most images"
     assert one == two, "image by image, in the same order"
 
 
@@ -85,8 +89,11 @@ def pair(tmp_path_factory) -> Path:
 def test_a_whole_training_is_the_same_but_for_rounding(pair, tmp_path):
     assert run(command(tmp_path, *OPTS), tmp_path / "printed.txt") == 0
     one, two = weights(tmp_path), weights(pair)
+    first = torch.load(tmp_path / "model_0000000.pth", weights_only=True)["model"]
     assert set(one) == set(two)
-    names = [name for name in one if "running_var" not in name]  # over n, where torch's batch norm has n - 1
+    assert max((one[name] - first[name]).abs().max() for name in one if "weight" in name) > 1e-3, "it has learnt"
+    # detectron2's synchronised norm divides by n, where torch's divides by n - 1, and does not count batches
+    names = [name for name in one if not name.endswith(("running_var", "num_batches_tracked"))]
     for name in names:
         torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-4, msg=name)
 
@@ -122,7 +129,7 @@ def test_two_machines_start_again_after_a_death_and_end_with_the_same_bits(pair,
     for i in range(2):
         options = ["--nnodes", 2, "--nproc-per-node", 1, "--max-restarts", 3, "--rdzv-backend", "c10d"]
         options += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test", "--local-addr", f"127.0.0.{1 + i}"]
-        machines.append(start(command(output, *OPTS, python=torchrun(*options)), logs[i]))
+        machines.append(start(command(output, *OPTS, python=torchrun(*options)), logs[i], **OWN_STORE))
     try:
         wait_for_checkpoint(machines[0], output, "")
         os.kill(workers_of(machines[1], 1, "train_net")[-1], signal.SIGKILL)
