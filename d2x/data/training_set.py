@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
+from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset
 
 from d2x.data.coco_index import IndexedRecords
@@ -43,7 +44,14 @@ def are_wide(records: Sequence[dict] | Dataset) -> list[bool]:
     if isinstance(records, IndexedRecords):
         size = records.sizes()
         return (size[:, 1] > size[:, 0]).tolist()
-    return [record["width"] > record["height"] for record in (records[i] for i in range(len(records)))]
+    return [_is_wide(records[i]) for i in range(len(records))]
+
+
+def _is_wide(record: dict) -> bool:
+    if "width" in record:
+        return record["width"] > record["height"]
+    with Image.open(record["file_name"]) as image:  # a folder of images has no sizes until they are read; headers do
+        return image.width > image.height
 
 
 def _part(name: str, filter_empty: bool) -> Dataset:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from plain_detr.decoder import DecoderInputs
 from plain_detr.position_encoding import box_code, grid_code
 from tests.parity.golden import cases, load
 from tests.parity.plain_detr_parts import (
@@ -112,14 +113,16 @@ def test_selection_and_decoder_equal_the_released_ones(name, all_predictions):
     )
     with recorded(transformer["decoder"].final_norm) as outputs:
         layers = transformer["decoder"](
-            content,
-            position,
-            selection.reference,
-            groups,
-            given["src"].flatten(2).transpose(1, 2),
-            (memory_position + transformer.level_embed).flatten(1, 2),
-            grid,
-            selection.extent,
+            DecoderInputs(
+                content=content,
+                position=position,
+                reference=selection.reference,
+                groups=groups,
+                memory=given["src"].flatten(2).transpose(1, 2),
+                memory_position=(memory_position + transformer.level_embed).flatten(1, 2),
+                grid=grid,
+                extent=selection.extent,
+            )
         )
     check("hs", torch.stack(outputs), wanted["hs"], tolerance["hs"])
     boxes = refined_boxes(layers, coder, selection.extent)
