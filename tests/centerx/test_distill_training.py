@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import centerx  # noqa: F401  (registers its models and recipe)
 from d2x.engine.load_cfg import load_cfg, prepare_data
 from d2x.engine.trainer import Trainer
 
