@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 import torch
 from detectron2.layers import Conv2d as NormedConv2d
@@ -138,6 +139,17 @@ def test_int8_quantizes_all_but_the_last_layers(centerx_cfg, centerx_onnx, tmp_p
     assert 0 < np.abs(best[0] - best[1]).max() < 0.2
     size = [(folder / "model.onnx").stat().st_size for folder in (centerx_onnx, tmp_path / "out")]
     assert size[1] < size[0]
+
+
+def test_openvino_s_int8_leaves_the_reading_of_boxes_alone(centerx_cfg, tmp_path):
+    images = pictures(4, smallest=64, largest=100)
+    options = ExportOptions("openvino", dynamic=True, precision="int8", tolerance=None)
+    export_model(centerx_cfg, tmp_path / "out", options, check_images={"a": images[0]}, calibration=images)
+    operations = openvino.Core().read_model(tmp_path / "out" / "model.xml").get_ops()
+    names = [one.get_friendly_name() for one in operations if one.get_type_name() == "FakeQuantize"]
+    inside = [name for name in names if name.startswith("model.")]
+    assert len(inside) > 10 and len(names) - len(inside) <= 1  # that one is the image, on its way into the network
+    assert not any(".out/" in name for name in inside)
 
 
 def detections(rows) -> Detections:

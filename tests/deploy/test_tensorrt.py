@@ -22,12 +22,14 @@ needs_tensorrt = pytest.mark.skipif(not has_tensorrt(), reason="pip install 'pla
 
 
 @needs_tensorrt
-@pytest.mark.parametrize("detector", ["centerx", "plain_detr"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    "detector, precision", [("centerx", "fp32"), ("centerx", "int8"), ("plain_detr", "fp32"), ("plain_detr", "fp16")]
+)
 def test_engine_is_built(detector, precision, request, tmp_path):
     cfg = request.getfixturevalue(f"{detector}_cfg")
     options = ExportOptions("tensorrt", size=(96, 128), precision=precision, check=False)
-    manifest = export_model(cfg, tmp_path / "out", options)
+    calibration = pictures(2) if precision == "int8" else []
+    manifest = export_model(cfg, tmp_path / "out", options, calibration=calibration)
     assert (tmp_path / "out" / manifest.file).stat().st_size > 10_000
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="runs on an NVIDIA GPU"):

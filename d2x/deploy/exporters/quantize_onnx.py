@@ -32,7 +32,7 @@ def quantize(path: Path, feeds: Sequence[dict[str, np.ndarray]], *, keep: Sequen
         path: the file.
         feeds: inputs by name, one dict a calibration image.
         keep: layers that stay in float32, by the prefix of their nodes' names.
-        symmetric: int8 activations without a zero point, else uint8 with one.
+        symmetric: int8 activations without a zero point and float32 biases, as TensorRT needs, else uint8 with one.
     """
     source = path.with_name(f"float_{path.name}")
     path.rename(source)
@@ -49,6 +49,11 @@ def quantize(path: Path, feeds: Sequence[dict[str, np.ndarray]], *, keep: Sequen
         weight_type=QuantType.QInt8,
         nodes_to_exclude=[name for name in names if name.startswith(kept)],
         calibrate_method=CalibrationMethod.MinMax,
-        extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True, "MatMulConstBOnly": True},
+        extra_options={
+            "ActivationSymmetric": symmetric,
+            "WeightSymmetric": True,
+            "MatMulConstBOnly": True,
+            "QuantizeBias": not symmetric,
+        },
     )
     source.unlink()

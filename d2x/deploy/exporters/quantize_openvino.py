@@ -9,14 +9,14 @@ import openvino
 
 
 def quantize(model: openvino.Model, feeds: Sequence[dict[str, np.ndarray]], *, keep: Sequence[str]) -> openvino.Model:
-    """The quantized model.
+    """The quantized model. What the graph does outside of any layer, such as reading boxes, stays in float32, too.
 
     Args:
         model: float32.
         feeds: inputs by name, one dict a calibration image.
         keep: layers that stay in float32, by the prefix of their operations' names.
     """
-    patterns = [f"^{re.escape(layer)}[./].*" for layer in keep]
+    patterns = ["^/.*", *(f"^{re.escape(layer)}[./].*" for layer in keep)]
     return nncf.quantize(
         model,
         nncf.Dataset(feeds),
