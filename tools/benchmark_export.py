@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import centerx  # noqa: F401  (registers its models and recipe)
 import plain_detr  # noqa: F401
-from d2x.deploy.benchmark import PYTORCH, Worker, exported_call, measure, serve, table
+from d2x.deploy.benchmark import PYTORCH, Worker, exported_command, measure, serve, table
 from d2x.deploy.export import ExportOptions, export_model
 from d2x.deploy.graph import get_deployment
 from d2x.deploy.manifest import PRECISIONS
@@ -83,32 +83,25 @@ def pytorch_call(cfg: CfgNode, args: argparse.Namespace, *, compiled: bool) -> C
     return call
 
 
-def work(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """What a worker's process does."""
-    if args.worker in PYTORCH:
-        serve(pytorch_call(cfg, args, compiled=args.worker == "pytorch-compiled"))
-    else:
-        serve(exported_call(args.worker, args.threads))
-
-
 def main(argv: Sequence[str] | None = None) -> list[dict]:
     """Run; returns the numbers."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = parse_args(words)
     cfg = prepare_classes(load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights]))
     if args.worker:
-        work(args, cfg)
+        serve(pytorch_call(cfg, args, compiled=args.worker == "pytorch-compiled"))
         return []
     subjects = ["pytorch", *(one for one in args.subjects if one != "pytorch")]
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as scratch:
         try:
             for subject in tqdm(subjects, desc="export and start", unit="subject"):
-                target = subject
+                command = [sys.executable, __file__, "--worker", subject, *words]
                 if subject not in PYTORCH:
-                    target = str(Path(scratch) / subject.replace(":", "_"))
-                    export_subject(cfg, subject, Path(target), args)
-                workers.append(Worker(subject, [sys.executable, __file__, *_with_worker(words, target)]))
+                    folder = Path(scratch) / subject.replace(":", "_")
+                    export_subject(cfg, subject, folder, args)
+                    command = exported_command(folder, args.threads)
+                workers.append(Worker(subject, command))
             timings = measure(workers, rounds=args.rounds, repeats=args.repeats, batch=args.batch)
         finally:
             for worker in workers:
@@ -118,11 +111,6 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     if args.output:
         Path(args.output).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     return numbers
-
-
-def _with_worker(words: Sequence[str], target: str) -> list[str]:
-    """The same command line for a worker; its option comes first, before the KEY VALUE pairs."""
-    return ["--worker", target, *words]
 
 
 if __name__ == "__main__":

@@ -79,8 +79,22 @@ def serve(call: Callable[[], object], warm_up: int = 3) -> None:
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"median": statistics.median(times), "memory_mb": memory}), flush=True)
+        print(json.dumps({"median": statistics.median(times), "memory_mb": peak_memory_mb()}), flush=True)
+
+
+def peak_memory_mb() -> float:
+    """Most memory that this process has held so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage there counts what the parent held when it started this process
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def exported_command(folder: str | Path, threads: int) -> list[str]:
+    """Starts the worker of an exported model, in which only its runtime is loaded."""
+    return [sys.executable, "-m", "d2x.deploy.benchmark", str(folder), str(threads)]
 
 
 def exported_call(folder: str | Path, threads: int) -> Callable[[], object]:
@@ -123,3 +137,7 @@ def table(timings: Sequence[Timing]) -> str:
             f" | {one.images_per_second:.1f} | {one.memory_mb:.0f} |"
         )
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    serve(exported_call(sys.argv[1], int(sys.argv[2])))
