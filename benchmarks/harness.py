@@ -7,6 +7,7 @@ of the machine is measured as well, and said in the result.
 """
 
 import argparse
+import contextlib
 import gc
 import os
 import platform
@@ -75,6 +76,31 @@ class Bar(NamedTuple):
     memory: float | None = None
 
 
+class OthersShare:
+    """Watches what share of the machine other programs take, from its construction on."""
+
+    def __init__(self):
+        self._before, self._start = self._others(), time.perf_counter()
+
+    def share(self) -> float:
+        """0 to 1, so far."""
+        available = (time.perf_counter() - self._start) * (os.cpu_count() or 1)
+        return min(1.0, max(0.0, (self._others() - self._before) / available))
+
+    @staticmethod
+    def _others() -> float:
+        """CPU seconds since the machine started, without those of this process and its children."""
+        times, own = psutil.cpu_times(), psutil.Process()
+        busy = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+        mine = own.cpu_times()
+        total = mine.user + mine.system + mine.children_user + mine.children_system
+        for child in own.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = child.cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
+        return busy - total
+
+
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     """The options that every benchmark has."""
     parser.add_argument("--quick", action="store_true", help="smallest sizes and two rounds: does it run at all")
@@ -97,16 +123,21 @@ def prepare(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
 
 
-def measure(variants: Mapping[str, Run], *, repeats: int, label: str = "") -> tuple[dict[str, Timing], float]:
+def measure(
+    variants: Mapping[str, Run], *, repeats: int, label: str = "", warm_up: bool = True
+) -> tuple[dict[str, Timing], float]:
     """Run every variant once to warm up, then ``repeats`` rounds of all.
+
+    Args:
+        warm_up: False where the caller has run them already.
 
     Returns:
         Timings by name, and the share of the machine that other programs took meanwhile, 0 to 1.
     """
-    for run in variants.values():
+    for run in variants.values() if warm_up else ():
         run()
     timings = {name: Timing([], []) for name in variants}
-    before, start = (_busy_seconds(), _own_seconds()), time.perf_counter()
+    busy = OthersShare()
     for _ in tqdm(range(repeats), desc=label or "rounds", unit="round", leave=False):
         for name, run in variants.items():
             gc.collect()
@@ -114,9 +145,7 @@ def measure(variants: Mapping[str, Run], *, repeats: int, label: str = "") -> tu
             run()
             timings[name].cpu.append(time.process_time() - cpu)
             timings[name].wall.append(time.perf_counter() - wall)
-    available = (time.perf_counter() - start) * (os.cpu_count() or 1)
-    others = (_busy_seconds() - before[0]) - (_own_seconds() - before[1])
-    return timings, min(1.0, max(0.0, others / available))
+    return timings, busy.share()
 
 
 def compare(
@@ -127,14 +156,16 @@ def compare(
     repeats: int,
     bars: Mapping[str, Bar] | None = None,
     memory: Mapping[str, int] | None = None,
+    warm_up: bool = True,
 ) -> list[Comparison]:
     """Measure ``variants``, of which one is the ``baseline``, and compare each of the others with it.
 
     Args:
         bars: by variant.
         memory: peak bytes by variant, see ``benchmarks.memory``.
+        warm_up: see ``measure``.
     """
-    timings, others = measure(variants, repeats=repeats, label=what)
+    timings, others = measure(variants, repeats=repeats, label=what, warm_up=warm_up)
     base, memory = timings[baseline], memory or {}
     found = []
     for name, timing in timings.items():
@@ -182,14 +213,3 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _busy_seconds() -> float:
-    """CPU seconds that all programs have taken since the machine started."""
-    times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
-
-
-def _own_seconds() -> float:
-    times = psutil.Process().cpu_times()
-    return times.user + times.system

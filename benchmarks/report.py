@@ -58,11 +58,11 @@ def _bar(ratio: float, bar: float | None, quick: bool) -> str:
     return f"<= {bar:g} {'met' if ratio <= bar else '**missed**'}"
 
 
-def write(found: Sequence[Comparison], output: str | Path, name: str, *, quick: bool = False) -> str:
-    """Write ``name``.md, .json and .png into the folder, print the table and return it."""
+def write(found: Sequence[Comparison], output: str | Path, name: str, *, quick: bool = False, more: str = "") -> str:
+    """Write ``name``.md, .json and .png into the folder, print the table and return it; ``more`` follows the table."""
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    text = table(found, quick=quick)
+    text = table(found, quick=quick) + (f"\n{more}" if more else "")
     if quick:
         text += "\nA quick look at small sizes: these numbers say nothing about the bars.\n"
     with atomic_write(str(folder / f"{name}.md")) as file:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from benchmarks import data_loading
 from benchmarks.baselines.attention import MaskedSelfAttention, MaterialisedCrossAttention
 from benchmarks.baselines.detector import ReleasedPlainDETR, copy_parameters, shared_parameters
 from benchmarks.baselines.matching import PerLayerCriterion
@@ -11,6 +12,8 @@ from benchmarks.baselines.swin import PlainStage
 from benchmarks.baselines.targets import loop_targets
 from benchmarks.random_sets import random_sets
 from centerx.targets import make_targets
+from d2x.engine.load_cfg import load_cfg
+from d2x.engine.seeding import Place, SeededDataset
 from plain_detr.box_position_bias import BoxRPB
 from plain_detr.criterion import SetCriterion
 from plain_detr.decoder_layer import CrossAttention, SelfAttention
@@ -62,6 +65,23 @@ def test_cross_attention(offsets, padded):
         inputs,
         list(ours.parameters()),
     )
+
+
+def test_data_loading(tmp_path):
+    """The same sizes, boxes and classes; pixels to within one level for each of two resizes."""
+    cfg = load_cfg(data_loading.CONFIG, ["DATASETS.TRAIN", "()", "INPUT.MIN_SIZE_TRAIN", "(90,110)"])
+    cfg.INPUT.PLAIN_DETR.CROP_RESIZE, cfg.INPUT.PLAIN_DETR.CROP_SIZE = (100, 130), (80, 90)
+    records = data_loading.make_images(tmp_path, 8, 160, 120)
+    plain, fast = (SeededDataset(records, mapper, 3) for mapper in data_loading.mappers(cfg).values())
+    shapes = set()
+    for number in range(8):
+        theirs, ours = plain[Place(number, number)], fast[Place(number, number)]
+        assert ours["image"].shape == theirs["image"].shape
+        assert (ours["image"].int() - theirs["image"].int()).abs().max() <= 2
+        torch.testing.assert_close(ours["instances"].gt_boxes.tensor, theirs["instances"].gt_boxes.tensor)
+        assert ours["instances"].gt_classes.tolist() == theirs["instances"].gt_classes.tolist()
+        shapes.add(tuple(ours["image"].shape))
+    assert len(shapes) > 3
 
 
 def test_self_attention_between_groups():

@@ -5,7 +5,17 @@ import json
 import pytest
 import torch
 
-from benchmarks import attention, centerx_inference, centerx_targets, matching, plain_detr_step, scaling
+from benchmarks import (
+    attention,
+    centerx_inference,
+    centerx_targets,
+    coco_eval,
+    data_loading,
+    matching,
+    plain_detr_step,
+    scaling,
+    two_processes,
+)
 from benchmarks.harness import Bar, Comparison, compare
 from benchmarks.memory import peak_memory
 from benchmarks.report import table
@@ -60,7 +70,7 @@ def test_exponent_of_growth():
     assert exponent(points, "seconds") == pytest.approx(2) and exponent(points, "bytes") == pytest.approx(3)
 
 
-@pytest.mark.parametrize("script", [attention, matching, centerx_targets, plain_detr_step])
+@pytest.mark.parametrize("script", [attention, matching, centerx_targets, plain_detr_step, coco_eval, data_loading])
 def test_quick(script, tmp_path):
     found = script.main(["--quick", "--threads", "1", "--output", str(tmp_path)])
     name = script.__name__.rpartition(".")[2]
@@ -69,6 +79,22 @@ def test_quick(script, tmp_path):
     assert content["quick"] and len(content["comparisons"]) == len(found) >= 1
     assert all(one.ratio > 0 for one in found) and any(one.bar is not None for one in found)
     assert "bar" in (tmp_path / f"{name}.md").read_text()
+
+
+@pytest.mark.slow
+def test_quick_two_processes(tmp_path):
+    (one,) = two_processes.main(["--quick", "--output", str(tmp_path)])
+    assert one.ratio > 0 and one.bar == pytest.approx(1 / 1.8)
+    assert "images/s" in (tmp_path / "two_processes.md").read_text()
+
+
+def test_evaluators_that_disagree_are_an_error():
+    found = coco_eval.Found({"AP": 10.0, "AP-owl": float("nan")}, ["0.100"] * 12)
+    coco_eval.require_same(found, found)
+    with pytest.raises(ValueError, match="disagree: AP-owl"):
+        coco_eval.require_same(found._replace(results={"AP": 10.0, "AP-owl": 1.0}), found)
+    with pytest.raises(ValueError, match="disagree"):
+        coco_eval.require_same(found._replace(printed=["0.101"] * 12), found)
 
 
 def test_quick_centerx_inference(tmp_path):
