@@ -5,6 +5,22 @@ from detectron2.config import CfgNode as CN
 
 def add_d2x_config(cfg: CN) -> None:
     """Declare the keys read by ``d2x``; values are the defaults."""
+    _add_data(cfg)
+    _add_optimization(cfg)
+    _add_losses(cfg)
+    _add_checkpoints_and_health(cfg)
+
+    # With several processes: batch norms take their statistics from the images of all of them.
+    cfg.MODEL.SYNC_BATCH_NORM = False
+    # Images per batch in evaluation.
+    cfg.TEST.BATCH_SIZE = 1
+    # Who computes COCO's statistics: "hotcoco", "pycocotools", or "auto", hotcoco where installed. Same numbers.
+    cfg.TEST.COCO_EVAL = "auto"
+    # Show one tqdm bar instead of a log line every 20 iterations.
+    cfg.PROGRESS_BAR = False
+
+
+def _add_data(cfg: CN) -> None:
     # A user's own COCO json files and image folders; when set they replace DATASETS.TRAIN / DATASETS.TEST.
     cfg.DATASETS.TRAIN_JSON = ""
     cfg.DATASETS.TRAIN_IMAGES = ""
@@ -22,9 +38,8 @@ def add_d2x_config(cfg: CN) -> None:
     # Resize in training with torch's kernel: Pillow's pixels to within one level, see d2x/data/fast_resize.py.
     cfg.INPUT.FAST_RESIZE = True
 
-    # With several processes: batch norms take their statistics from the images of all of them.
-    cfg.MODEL.SYNC_BATCH_NORM = False
 
+def _add_optimization(cfg: CN) -> None:
     # "SGD", "Adam" or "AdamW"; SGD reads MOMENTUM and NESTEROV, the others BETAS.
     cfg.SOLVER.OPTIMIZER = "SGD"
     cfg.SOLVER.BETAS = (0.9, 0.999)
@@ -42,6 +57,20 @@ def add_d2x_config(cfg: CN) -> None:
     # torch.compile the model's repeated blocks, see d2x/engine/compile_blocks.py.
     cfg.SOLVER.COMPILE = False
 
+    # Averaged weights (torch.optim.swa_utils). They are what is evaluated, and what model_final.pth holds.
+    cfg.WEIGHT_AVERAGING = CN()
+    cfg.WEIGHT_AVERAGING.ENABLED = False
+    cfg.WEIGHT_AVERAGING.MODE = "ema"  # "ema": exponential; "swa": equal-weight mean
+    cfg.WEIGHT_AVERAGING.DECAY = 0.9998  # ema only
+    cfg.WEIGHT_AVERAGING.START = 0  # first iteration that may enter the average
+    cfg.WEIGHT_AVERAGING.PERIOD = 1  # iterations between two updates of the average
+    # (from, to): cosine cycles of the learning rate, PERIOD iterations each, from START on; () follows the schedule.
+    cfg.WEIGHT_AVERAGING.CYCLE_LR = ()
+    # ema only: let the decay grow as min(DECAY, (1 + n) / (10 + n)) with the number n of updates.
+    cfg.WEIGHT_AVERAGING.RAMP = True
+
+
+def _add_losses(cfg: CN) -> None:
     # Scale every loss to a fixed target each iteration (CenterX's "communist" loss); for any model.
     cfg.ADAPTIVE_LOSS = CN()
     cfg.ADAPTIVE_LOSS.ENABLED = False
@@ -58,18 +87,8 @@ def add_d2x_config(cfg: CN) -> None:
     cfg.SKIP_LOSS.MAX_SKIPS = 20  # accept any finite loss after so many skips in a row; 0 never, as released
     cfg.SKIP_LOSS.STEP_ANYWAY = False  # step with zero gradients, so that momentum and decay act, as released
 
-    # Averaged weights (torch.optim.swa_utils). They are what is evaluated, and what model_final.pth holds.
-    cfg.WEIGHT_AVERAGING = CN()
-    cfg.WEIGHT_AVERAGING.ENABLED = False
-    cfg.WEIGHT_AVERAGING.MODE = "ema"  # "ema": exponential; "swa": equal-weight mean
-    cfg.WEIGHT_AVERAGING.DECAY = 0.9998  # ema only
-    cfg.WEIGHT_AVERAGING.START = 0  # first iteration that may enter the average
-    cfg.WEIGHT_AVERAGING.PERIOD = 1  # iterations between two updates of the average
-    # (from, to): cosine cycles of the learning rate, PERIOD iterations each, from START on; () follows the schedule.
-    cfg.WEIGHT_AVERAGING.CYCLE_LR = ()
-    # ema only: let the decay grow as min(DECAY, (1 + n) / (10 + n)) with the number n of updates.
-    cfg.WEIGHT_AVERAGING.RAMP = True
 
+def _add_checkpoints_and_health(cfg: CN) -> None:
     # Which checkpoints are kept besides those of SOLVER.CHECKPOINT_PERIOD and model_final.pth.
     cfg.CHECKPOINT = CN()
     cfg.CHECKPOINT.KEEP_LAST = 0  # so many of the latest model_NNNNNNN.pth, at least 2; 0 for all
@@ -93,10 +112,3 @@ def add_d2x_config(cfg: CN) -> None:
     cfg.HEALTH.COLLAPSE.WINDOW = 200  # 0 for no such check
     cfg.HEALTH.COLLAPSE.FACTOR = 10.0
     cfg.HEALTH.COLLAPSE.ACTION = "warn"  # or "stop"
-
-    # Images per batch in evaluation.
-    cfg.TEST.BATCH_SIZE = 1
-    # Who computes COCO's statistics: "hotcoco", "pycocotools", or "auto", hotcoco where installed. Same numbers.
-    cfg.TEST.COCO_EVAL = "auto"
-    # Show one tqdm bar instead of a log line every 20 iterations.
-    cfg.PROGRESS_BAR = False

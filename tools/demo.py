@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 import centerx  # noqa: F401  (registers its models and recipe)
 import plain_detr  # noqa: F401
+from d2x.deploy.images import find_images
 from d2x.engine.checkpoint import atomic_write
 from d2x.engine.errors import one_line_errors
 from d2x.engine.load_cfg import load_cfg, prepare_classes
 from d2x.engine.predictor import Predictor
 from d2x.report.predictions import draw_instances
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 
 
@@ -48,24 +48,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def _is_config_key(word: str) -> bool:
     head, dot, _ = word.partition(".")
     return bool(dot) and head.isupper() and "/" not in word
-
-
-def find_inputs(inputs: list[str]) -> list[Path]:
-    """Files to read, folders expanded; raises ``FileNotFoundError`` or ``ValueError`` naming what is wrong."""
-    found = []
-    for item in map(Path, inputs):
-        if item.is_dir():
-            inside = sorted(path for path in item.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise ValueError(f"no images in folder {item}")
-            found += inside
-        elif not item.exists():
-            raise FileNotFoundError(f"input not found: {item}")
-        elif item.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-            found.append(item)
-        else:
-            raise ValueError(f"{item}: neither an image nor a video ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    return found
 
 
 def to_records(instances: Instances, source: str, frame: int | None = None) -> list[dict]:
@@ -113,7 +95,7 @@ def run_video(path: Path, predictor: Predictor, metadata, output: Path, threshol
 def main(argv: list[str] | None = None) -> Path:
     """Run; returns the path of the results json."""
     args = parse_args(argv)
-    inputs = find_inputs(args.input)
+    inputs = find_images(args.input, also=VIDEO_SUFFIXES)
     cfg = prepare_classes(load_cfg(args.config_file, args.opts))
     predictor = Predictor(cfg)
     metadata = Metadata(name="demo", thing_classes=list(cfg.DATASETS.CLASS_NAMES))

@@ -14,7 +14,7 @@ from d2x.engine.errors import one_line_errors
 ROOT = Path(__file__).resolve().parent.parent
 EPILOG = """examples:
   Slurm     tools/submit.py --nodes 2 --processes 8 --gpus 8 --minutes 720 --set slurm_partition=gpu -- \\
-              --config-file projects/CenterX/configs/centernet_R_50_70ep.yaml OUTPUT_DIR /shared/run1
+              --config-file projects/CenterX/configs/centernet_R_50_70ep.yaml OUTPUT_DIR /nfs/run1
   here      tools/submit.py --cluster local --wait -- --config-file projects/CenterX/configs/quickstart.yaml
 
 What follows -- is tools/train_net.py's; --resume is added. OUTPUT_DIR must be a folder that all nodes share.

@@ -1,6 +1,6 @@
 """Images for checking and calibrating: files, folders, or a registered data set. No torch here."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +9,17 @@ from PIL import Image, ImageOps
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[Path]:
+def find_images(inputs: Sequence[str | Path], also: Collection[str] = ()) -> list[Path]:
     """Image files, folders expanded.
+
+    Args:
+        also: suffixes of other files that may be named; a folder gives its images only.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: a folder without images, or a file of another kind; names it.
     """
+    known = SUFFIXES.union(also)
     found: list[Path] = []
     for item in map(Path, inputs):
         if item.is_dir():
@@ -25,10 +29,10 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
             found += inside
         elif not item.exists():
             raise FileNotFoundError(f"input not found: {item}")
-        elif item.suffix.lower() in SUFFIXES:
+        elif item.suffix.lower() in known:
             found.append(item)
         else:
-            raise ValueError(f"{item}: not an image ({', '.join(sorted(SUFFIXES))})")
+            raise ValueError(f"{item}: not a kind of file that is read ({', '.join(sorted(known))})")
     return found
 
 
