@@ -26,7 +26,7 @@ def losses(output: Path) -> list[float]:
 
 @pytest.mark.parametrize(
     "detector, iterations, floor_ap50",
-    [("centerx", 160, 3.0), ("plain_detr", 40, 0.0)],
+    [("centerx", 160, 3.0), ("plain_detr", 100, 0.0)],
 )
 def test_short_quickstart(detector, iterations, floor_ap50, tmp_path):
     short = ["SOLVER.MAX_ITER", iterations, "SOLVER.WARMUP_ITERS", 20, "SOLVER.CHECKPOINT_PERIOD", 1000]
