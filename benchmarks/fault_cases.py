@@ -313,19 +313,24 @@ def stop_pair(place: Place) -> Outcome:
 
 def process_dies_under_torchrun(place: Place) -> Outcome:
     whole = whole_pair(place)
+    earlier = _starts(place)
     python = torchrun("--standalone", "--nproc-per-node", 2, "--max-restarts", 3)
     process = start(command(place.output, *PAIR, flags=(), python=python), place.log)
     wait_for_checkpoint(process, place.output, "")
     os.kill(processes_below(process.pid, "train_net")[-1], signal.SIGKILL)
     status = wait(process)
     same = not differences(*(torch.load(o / "model_final.pth", weights_only=True) for o in (whole, place.output)))
-    starts = place.log.read_text().count("Starting training from iteration")
+    starts = _starts(place) - earlier
     return Outcome(
         "one of two processes killed under `torchrun --max-restarts 3`",
         f"started again without being asked to; {SAME}",
         f"exit status {status}, {starts} starts; {'identical end' if same else 'another end'}",
         same and status == 0 and starts == 2,
     )
+
+
+def _starts(place: Place) -> int:
+    return place.log.read_text().count("Starting training from iteration")
 
 
 CASES: dict[str, Callable[[Place], Outcome]] = {

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 # What torchrun, submitit and others tell a process that they have started; MASTER_PORT goes with them.
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 
-# Several machines that restart need this for torchrun. Without it their processes meet under a name made from each
-# machine's own count of restarts, and wait for one another in vain when the counts differ.
+# Several machines that restart need this for torchrun. Without it all attempts meet in one store, where those before
+# have left their addresses, and the machines' own counts of restarts may differ, so they name no attempt.
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
@@ -105,9 +105,15 @@ def _join_group() -> None:
         )
     if gpus:
         torch.cuda.set_device(local)
-    machines, restarts = (int(os.environ.get(name, 0)) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
-    if machines > 1 and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and local == 0:
-        (pair,) = OWN_STORE.items()
-        print(f"warning: set {'='.join(pair)} for torchrun, or a restart may hang", file=sys.stderr)
-    dist.init_process_group("nccl" if gpus else "gloo")
+    store, rank, processes = next(dist.rendezvous("env://"))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun keeps one store for all its restarts
+        restarts_allowed, machines = (
+            int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_MAX_RESTARTS", "GROUP_WORLD_SIZE")
+        )
+        if machines == 1:  # the addresses of the processes that have died are still in it
+            store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        elif restarts_allowed and local == 0:
+            (pair,) = OWN_STORE.items()
+            print(f"warning: set {'='.join(pair)} for torchrun, or a restart may hang", file=sys.stderr)
+    dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=processes)
     comm.create_local_process_group(on_this_machine)
