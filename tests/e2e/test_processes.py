@@ -24,8 +24,6 @@ from d2x.engine.fingerprint import differences
 from d2x.engine.launch import OWN_STORE
 from tests.e2e import two_processes
 
-pytestmark = pytest.mark.slow  # each case starts several processes that import torch
-
 # SGD at a rate at which it is stable: differences of rounding stay small, which they do not in a run that diverges.
 OPTS = (
     "SOLVER.MAX_ITER 8 SOLVER.IMS_PER_BATCH 4 SOLVER.OPTIMIZER SGD SOLVER.BASE_LR 0.001 MODEL.SYNC_BATCH_NORM True"
