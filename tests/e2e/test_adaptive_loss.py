@@ -11,7 +11,6 @@ from d2x.engine.trainer import Trainer
 CONFIG = Path(__file__).resolve().parents[2] / "projects/PlainDETR/configs/quickstart.yaml"
 
 
-@pytest.mark.slow
 def test_plain_detr_trains_with_adaptive_losses(tmp_path):
     opts = ["DATASETS.TRAIN", "('shapes_tiny_train',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path)]
     opts += ["SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "0"]

@@ -44,14 +44,12 @@ def run(tmp_path_factory):
     return settings["OUTPUT"], done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_every_command_leaves_its_result(run):
     output, _ = run
     for name in ("teacher_a", "teacher_b", "student", "ignore", "pseudo"):
         assert (output / name / "model_final.pth").is_file(), name
 
 
-@pytest.mark.slow
 def test_the_student_knows_all_classes_and_was_taught(run):
     output, text = run
     assert "teaches ellipse, rectangle" in text and "teaches star" in text
@@ -59,7 +57,6 @@ def test_the_student_knows_all_classes_and_was_taught(run):
     assert {"kd_cls_loss0", "kd_cls_loss1"} <= set().union(*metrics)
 
 
-@pytest.mark.slow
 def test_pseudo_json_keeps_true_boxes_and_names_all_classes(run):
     output, _ = run
     content = json.loads((output / "pseudo.json").read_text())
