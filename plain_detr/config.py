@@ -58,6 +58,21 @@ def add_plain_detr_config(cfg: CN) -> None:
     node.PROPOSALS.CLASS_AWARE = False
     node.PROPOSALS.MIXED_SELECTION = True  # learned content, position from the box; False: both from the box
 
+    node.ATTENTION = "auto"  # "auto", "fused", "chunked" or "naive", see plain_detr/attention.py
+    node.CHECKPOINT_DECODER = False  # recompute decoder layers in the backward pass: less memory, more time
+
+    _add_losses(node)
+    _add_exactness(node)
+    add_plain_backbone_config(cfg)
+
+    # DETR's augmentation (recipe.py), before INPUT.MIN_SIZE_TRAIN and RANDOM_FLIP; sizes in pixels.
+    cfg.INPUT.PLAIN_DETR = CN()
+    cfg.INPUT.PLAIN_DETR.CROP_PROBABILITY = 0.5  # of resizing and cropping first
+    cfg.INPUT.PLAIN_DETR.CROP_RESIZE = (400, 500, 600)  # shorter side before the crop, one at random
+    cfg.INPUT.PLAIN_DETR.CROP_SIZE = (384, 600)  # each side of the crop is drawn from this range
+
+
+def _add_losses(node: CN) -> None:
     node.LOSS = CN()  # applied to every layer, to the proposals, and to both groups
     node.LOSS.CLASS_WEIGHT = 2.0
     node.LOSS.BOX_WEIGHT = 1.0  # L1: 1 on deltas, 5 on normalised boxes
@@ -72,6 +87,9 @@ def add_plain_detr_config(cfg: CN) -> None:
     node.MATCHER.FOCAL_ALPHA = 0.25  # of the class cost, whatever the loss has
     node.MATCHER.FOCAL_GAMMA = 2.0
 
+
+def _add_exactness(node: CN) -> None:
+    """Where the released code makes a result depend on the batch or the padding; each default is right."""
     # Each distinct image size has its own pass through backbone, up-sampling and projection, so that a result does
     # not depend on what else is in the batch. False: one pass over the padded batch, as released.
     node.BATCH_INDEPENDENT = True
@@ -86,13 +104,3 @@ def add_plain_detr_config(cfg: CN) -> None:
     node.PADDING_LOGIT = float("-inf")  # added to attention logits of padded cells; released: -100
     # True: repeat a fault of the released matcher, see HungarianMatcher.released_pairing.
     node.RELEASED_PAIRING = False
-
-    node.ATTENTION = "auto"  # "auto", "fused", "chunked" or "naive", see plain_detr/attention.py
-    node.CHECKPOINT_DECODER = False  # recompute decoder layers in the backward pass: less memory, more time
-    add_plain_backbone_config(cfg)
-
-    # DETR's augmentation (recipe.py), before INPUT.MIN_SIZE_TRAIN and RANDOM_FLIP; sizes in pixels.
-    cfg.INPUT.PLAIN_DETR = CN()
-    cfg.INPUT.PLAIN_DETR.CROP_PROBABILITY = 0.5  # of resizing and cropping first
-    cfg.INPUT.PLAIN_DETR.CROP_RESIZE = (400, 500, 600)  # shorter side before the crop, one at random
-    cfg.INPUT.PLAIN_DETR.CROP_SIZE = (384, 600)  # each side of the crop is drawn from this range
