@@ -119,7 +119,10 @@ class Warp(Transform):
         picture = Image.fromarray(img)
         shrink = max(1, int(1 / max(self.matrix[0, 0], self.matrix[1, 1])))  # bilinear alone would skip pixels
         fill = tuple(int(round(value)) for value in np.broadcast_to(self.fill, (img.shape[2],)))
-        return self._resample(picture.reduce(shrink), shrink, Image.Resampling.BILINEAR, fill)
+        # Whole blocks only: Pillow takes a cut-off one at the border for a whole one, which would stretch the content.
+        whole = Image.new(picture.mode, tuple(-(-side // shrink) * shrink for side in picture.size), fill)
+        whole.paste(picture)
+        return self._resample(whole.reduce(shrink), shrink, Image.Resampling.BILINEAR, fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         return self._resample(Image.fromarray(segmentation), 1, Image.Resampling.NEAREST, 0)

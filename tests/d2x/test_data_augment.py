@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from d2x.data.augment import BoxCentreCrop, CenterAffine, ColourJitter, StrongColour, Warp, ZoomOut, window_matrix
@@ -38,6 +38,7 @@ def rectangles(draw):
 
 
 @settings(max_examples=60, deadline=None)
+@example((121, 137, (0, 0, 23, 121)), (16, 16), 138)
 @given(rectangles(), st.sampled_from([(64, 64), (96, 48), (50, 120), (16, 16)]), st.integers(0, 2**31 - 1))
 def test_center_affine_moves_boxes_with_the_content(scene, canvas, seed):
     height, width, box = scene
@@ -47,7 +48,7 @@ def test_center_affine_moves_boxes_with_the_content(scene, canvas, seed):
     assert warped.shape == (*canvas, 3)
     clipped = moved[0].clip(0, [canvas[1], canvas[0]] * 2)
     if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) >= 2:  # less may be blurred below the threshold
-        assert np.abs(seen_box(warped) - clipped).max() <= 1.01 + 1 / 32  # OpenCV 4 warps in steps of 1/32 px
+        assert np.abs(seen_box(warped) - clipped).max() <= 1.01
 
 
 @settings(max_examples=30, deadline=None)
