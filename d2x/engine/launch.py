@@ -27,6 +27,11 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTE
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
+def available_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def has_rank() -> bool:
     """Whether ``torchrun``, or anything that sets the same variables, has started this process."""
     return all(name in os.environ for name in RANK_VARIABLES)
@@ -44,12 +49,13 @@ def launch(
     processes: int = 1,
     machines: int = 1,
     machine_rank: int = 0,
-    dist_url: str | None = None,
+    dist_url: str | None = "auto",
 ) -> None:
     """Call ``main(*args)`` in every process of the job; gloo on CPUs, NCCL on GPUs.
 
     Under ``torchrun`` the other arguments are not looked at: the processes are there. User errors are one line in
-    each process, and a process that dies takes the job down: exit status 1 (never returns then).
+    each process, and a process that dies takes the job down: exit status 1 (never returns then). Processes on one
+    machine's CPUs share its cores, unless ``OMP_NUM_THREADS`` says how many threads each has.
 
     Args:
         processes: on each machine; 0 is 1.
@@ -70,7 +76,8 @@ def launch(
     before = {one: signal.signal(one, _pass_on) for one in SIGNALS}
     try:
         with one_line_errors():
-            launch_detectron2(_main_of_process, processes, machines, machine_rank, dist_url, (main, args))
+            arguments = (main, args, processes)
+            launch_detectron2(_main_of_process, processes, machines, machine_rank, dist_url, arguments)
     except ProcessExitedException as error:
         how = f"was ended by {error.signal_name}" if error.signal_name else f"ended with exit status {error.exit_code}"
         print(
@@ -85,7 +92,9 @@ def launch(
             signal.signal(one, handler)
 
 
-def _main_of_process(main: Callable, args: tuple) -> None:
+def _main_of_process(main: Callable, args: tuple, processes: int) -> None:
+    if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, available_cores() // processes))
     with one_line_errors():
         main(*args)
 

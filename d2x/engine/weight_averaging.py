@@ -62,9 +62,7 @@ class WeightAveraging(HookBase):
     @classmethod
     def from_cfg(cls, cfg: CfgNode, model: nn.Module) -> "WeightAveraging":
         node = cfg.WEIGHT_AVERAGING
-        return cls(
-            model, mode=node.MODE, decay=node.DECAY, ramp=node.RAMP, start=node.START, period=node.PERIOD
-        )
+        return cls(model, mode=node.MODE, decay=node.DECAY, ramp=node.RAMP, start=node.START, period=node.PERIOD)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1 - self._start
