@@ -27,20 +27,24 @@ def gaussian_radius(size: Tensor, min_overlap: float) -> Tensor:
     return torch.minimum(torch.minimum(shifted, inside), outside)
 
 
-def draw_gaussians(grid: tuple[int, int, int], plane: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+def draw_gaussians(
+    grid: tuple[int, int, int], plane: Tensor, x: Tensor, y: Tensor, radius: Tensor
+) -> tuple[Tensor, Tensor]:
     """Draw one bump per object, all at once; where bumps overlap the larger value stays.
 
     A bump is ``exp(-(dx^2 + dy^2) / (2 sigma^2))`` with ``sigma = (2 r + 1) / 6`` on the (2 r + 1)^2 cells around the
-    centre, cut at the border of the map. Memory grows with the cells drawn, not with objects times cells.
+    centre, cut at the border of the map. Memory grows with the cells drawn, not with the map or with objects times
+    cells.
 
     Args:
         grid: (planes, Hf, Wf).
         plane, x, y, radius: (M,) int64; which map, column, row, and radius in cells.
 
     Returns:
-        (planes, Hf, Wf) float32.
+        index: (T,) int64, the cells drawn, ascending, into the flattened grid.
+        value: (T,) float32.
     """
-    planes, height, width = grid
+    _, height, width = grid
     side = 2 * radius + 1
     cells = side * side
     owner = torch.repeat_interleave(cells)
@@ -48,9 +52,7 @@ def draw_gaussians(grid: tuple[int, int, int], plane: Tensor, x: Tensor, y: Tens
     side, radius = side[owner], radius[owner]
     dx, dy = rank % side - radius, rank // side - radius
     column, row = x[owner] + dx, y[owner] + dy
-    value = torch.exp(-(dx * dx + dy * dy) / (2 * (side / 6) ** 2))
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    index = torch.where(inside, (plane[owner] * height + row) * width + column, 0)
-    heatmap = torch.zeros(planes * height * width, device=value.device)
-    heatmap.scatter_reduce_(0, index, torch.where(inside, value, 0.0), "amax")
-    return heatmap.view(planes, height, width)
+    value = torch.exp(-(dx * dx + dy * dy) / (2 * (side / 6) ** 2))[inside]
+    index, place = ((plane[owner] * height + row) * width + column)[inside].unique(return_inverse=True)
+    return index, value.new_zeros(len(index)).scatter_reduce_(0, place, value, "amax")

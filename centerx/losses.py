@@ -1,16 +1,10 @@
-"""What the heatmap, size and offset heads are trained with (CenterNet, arXiv:1904.07850, eq. 1, 3 and 2).
-
-Heatmap losses take logits, (N, K, Hf, Wf), and an optional class mask, (N, K) bool: where it is False an image says
-nothing about a class, neither that it is there nor that it is not.
-"""
-
-import math
+"""What the size and offset heads are trained with (CenterNet, arXiv:1904.07850, eq. 3 and 2), and all terms together."""
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
+from centerx.heatmap_losses import classes_with_objects, heatmap_focal_loss, heatmap_mse_loss, quality_focal_loss
 from centerx.predictions import CenterPredictions, CenterTargets
 from d2x.engine.normalizer import shared_normalizer
 
@@ -18,56 +12,6 @@ HEATMAP_LOSSES = ("focal", "quality_focal", "mse")
 SIZE_LOSSES = ("l1", "giou")
 SIZE_NORMS = ("none", "object", "image_sum")
 UNLABELLED = ("labelled_classes", "empty_heatmap", "none")
-
-
-def heatmap_focal_loss(
-    logits: Tensor,
-    target: Tensor,
-    class_mask: Tensor | None = None,
-    *,
-    alpha: float = 2.0,
-    beta: float = 4.0,
-    min_probability: float = 0.0,
-) -> Tensor:
-    """Penalty-reduced pixel-wise focal loss (CenterNet, eq. 1), divided by the positives of the whole batch.
-
-    Cells with a target of exactly 1 are positives; all others are negatives that count ``(1 - target)^beta``. It works
-    on logits, so no prediction, however certain, gives an infinite loss or gradient.
-
-    Args:
-        min_probability: predictions below it count as this and get no gradient. The released code uses 1e-12.
-    """
-    logits = logits.float()
-    if min_probability > 0:
-        logits = logits.clamp(min=math.log(min_probability) - math.log1p(-min_probability))
-    positive = target == 1
-    found = F.logsigmoid(logits) * torch.sigmoid(-logits) ** alpha
-    rejected = F.logsigmoid(-logits) * torch.sigmoid(logits) ** alpha * (1 - target) ** beta
-    loss = torch.where(positive, found, rejected)
-    return -_masked(loss, class_mask).sum() / _num_positives(positive, class_mask)
-
-
-def quality_focal_loss(
-    logits: Tensor, target: Tensor, class_mask: Tensor | None = None, *, beta: float = 2.0
-) -> Tensor:
-    """Cross-entropy towards the soft target, weighted by ``|target - probability|^beta`` (arXiv:2006.04388, eq. 2)."""
-    logits = logits.float()
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    loss = entropy * (target - logits.sigmoid()).abs() ** beta
-    return _masked(loss, class_mask).sum() / _num_positives(target == 1, class_mask)
-
-
-def heatmap_mse_loss(logits: Tensor, target: Tensor, class_mask: Tensor | None = None) -> Tensor:
-    """Mean squared error of the probabilities over all cells (that are not masked)."""
-    squared = (logits.float().sigmoid() - target) ** 2
-    maps = squared.new_tensor(squared[:, :, 0, 0].numel()) if class_mask is None else class_mask.sum()
-    cells = maps * squared[0, 0].numel()
-    return _masked(squared, class_mask).sum() / shared_normalizer(cells, least=1)
-
-
-def classes_with_objects(heatmap: Tensor) -> Tensor:
-    """(N, K) bool: maps that are not empty. The released code's guess at what an image is labelled for."""
-    return heatmap.flatten(2).sum(-1) != 0
 
 
 def gather_cells(feature: Tensor, cell: Tensor, classes: Tensor | None = None) -> Tensor:
@@ -188,11 +132,3 @@ class CenterLoss:
         if self.heatmap == "quality_focal":
             return quality_focal_loss(logits, targets.heatmap, mask)
         return heatmap_focal_loss(logits, targets.heatmap, mask, min_probability=self.min_probability)
-
-
-def _masked(loss: Tensor, class_mask: Tensor | None) -> Tensor:
-    return loss if class_mask is None else loss * class_mask[:, :, None, None]
-
-
-def _num_positives(positive: Tensor, class_mask: Tensor | None) -> Tensor:
-    return shared_normalizer(_masked(positive, class_mask).sum(), least=1)

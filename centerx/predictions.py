@@ -6,6 +6,7 @@ A cell covers ``stride`` x ``stride`` pixels of the padded network input; sizes 
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -22,10 +23,41 @@ class CenterPredictions(NamedTuple):
     offset: Tensor | None
 
 
+class SparseHeatmap(NamedTuple):
+    """A target heatmap by its cells that are not 0, a few hundred of an image's million.
+
+    index: (T,) int64, ascending and each once, into the flattened (N, K, Hf, Wf).
+    value: (T,) float32 in (0, 1].
+    shape: (N, K, Hf, Wf).
+    """
+
+    index: Tensor
+    value: Tensor
+    shape: tuple[int, int, int, int]
+
+    @property
+    def map_index(self) -> Tensor:
+        """(T,) int64: which of the N * K maps each cell is of."""
+        return self.index // (self.shape[2] * self.shape[3])
+
+    def dense(self) -> Tensor:
+        """(N, K, Hf, Wf) float32."""
+        heatmap = torch.zeros(self.shape, device=self.value.device)
+        heatmap.view(-1)[self.index] = self.value
+        return heatmap
+
+    @classmethod
+    def of(cls, heatmap: Tensor) -> "SparseHeatmap":
+        """From (N, K, Hf, Wf)."""
+        flat = heatmap.flatten()
+        index = flat.nonzero()[:, 0]
+        return cls(index, flat[index], tuple(heatmap.shape))
+
+
 class CenterTargets(NamedTuple):
     """Ground truth of a batch; rows past an image's own boxes are zero and not ``valid``.
 
-    heatmap: (N, K, Hf, Wf) in [0, 1], exactly 1 at the cell of each object's centre.
+    heatmap: of (N, K, Hf, Wf), exactly 1 at the cell of each object's centre.
     cell: (N, D) int64, row-major index ``y * Wf + x``.
     size: (N, D, 2) as (width, height).
     offset: (N, D, 2) as (dx, dy).
@@ -34,7 +66,7 @@ class CenterTargets(NamedTuple):
     labelled: (N, K) bool, False for classes that the image is not labelled for.
     """
 
-    heatmap: Tensor
+    heatmap: SparseHeatmap
     cell: Tensor
     size: Tensor
     offset: Tensor

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from centerx.gaussian import draw_gaussians, gaussian_radius
-from centerx.predictions import CenterTargets
+from centerx.predictions import CenterTargets, SparseHeatmap
 
 
 def locate_centres(boxes: Tensor, stride: int, grid_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ def make_targets(
     radius = gaussian_radius(size, min_overlap).clamp(min=0).long()
     image = torch.arange(num_images, device=device)[:, None].expand_as(kinds)
     x, y = owner.unbind(-1)
-    heatmap = draw_gaussians(
+    index, value = draw_gaussians(
         (num_images * num_classes, height, width),
         (image * num_classes + kinds)[valid],
         x[valid],
@@ -79,7 +79,7 @@ def make_targets(
         radius[valid],
     )
     return CenterTargets(
-        heatmap=heatmap.view(num_images, num_classes, height, width),
+        heatmap=SparseHeatmap(index, value, (num_images, num_classes, height, width)),
         cell=(y * width + x) * valid,
         size=size * valid[..., None],
         offset=offset * valid[..., None],

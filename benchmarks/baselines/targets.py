@@ -1,4 +1,4 @@
-"""CenterNet's targets by a Python loop over images and objects, as the released program makes them."""
+"""CenterNet's targets by a Python loop over images and objects, and their loss on every cell, as released."""
 
 import math
 
@@ -19,7 +19,7 @@ def loop_targets(
     min_overlap: float,
     slots: int,
 ) -> CenterTargets:
-    """``centerx.targets.make_targets`` object by object.
+    """``centerx.targets.make_targets`` object by object, with a dense heatmap, (N, K, Hf, Wf).
 
     Args:
         boxes, classes, num_classes, stride, grid_hw, min_overlap: as there.
@@ -70,3 +70,12 @@ def draw_bump(heatmap: np.ndarray, x: int, y: int, reach: int) -> None:
     top, bottom = min(y, reach), min(height - y, reach + 1)
     place = heatmap[y - top : y + bottom, x - left : x + right]
     np.maximum(place, bump[reach - top : reach + bottom, reach - left : reach + right], out=place)
+
+
+def dense_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """``centerx.heatmap_losses.heatmap_focal_loss`` with a dense target, one eager operation after another."""
+    probability = logits.sigmoid().clamp(min=1e-12)
+    positive, negative = target.eq(1).float(), target.lt(1).float()
+    found = torch.log(probability) * (1 - probability) ** 2 * positive
+    rejected = torch.log(1 - probability) * probability**2 * (1 - target) ** 4 * negative
+    return -(found.sum() + rejected.sum()) / positive.sum().clamp(min=1)

@@ -12,7 +12,7 @@ through detectron2's COCOEvaluator, which writes the records as a COCO json into
 | pseudo_person_face_train | CrowdHuman, the VOC folder, and a text file of found boxes in each |
 | objects365_* (train, val) | objects365/annotations/zhiyuan_objv2_*.json, objects365/{train,val}/ |
 
-COCO itself (coco_2017_train, ...) is registered by detectron2.
+COCO itself (coco_2017_train, ...) is registered by detectron2; training reads it through ``registered_coco``.
 """
 
 import os
@@ -45,6 +45,7 @@ def register_builtin() -> None:
         _register(f"crowd_human_face_{split}", ["person", "face"], _crowd_human(split), labelled=[0])
         _register(f"wider_face_{split}", ["face"], _wider_face(split))
         _register(f"objects365_{split}", None, _objects365(split))
+        MetadataCatalog.get(f"objects365_{split}").indexed = True
     for split, listed in (("train", "trainval_all"), ("test", "test")):
         _register(f"face_{split}", ["face"], _voc_faces(listed, ["face"]))
         both = ["person", "face"]
@@ -141,7 +142,6 @@ def _objects365(split: str) -> Callable[[], Sequence[dict]]:
             thing_dataset_id_to_contiguous_id={category["id"]: i for i, category in enumerate(categories)},
             json_file=json_file,
             image_root=str(root / split),
-            indexed=True,
         )
         return IndexedRecords(index, str(root / split), name)
 

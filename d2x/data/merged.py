@@ -7,6 +7,8 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from d2x.data.registered_coco import read_records
+
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -97,7 +99,7 @@ def _merge(name: str, sources: Sequence[str], classes: Sequence[str]) -> list[di
     merged: dict[str, dict] = {}
     labelled_somewhere: set[int] = set()
     for source in sources:
-        records = DatasetCatalog.get(source)
+        records = read_records(source)
         metadata = MetadataCatalog.get(source)
         source_classes = list(metadata.get("thing_classes", []))
         to_merged = {i: index_of[c] for i, c in enumerate(source_classes) if c in index_of}

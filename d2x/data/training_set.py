@@ -4,12 +4,13 @@ import itertools
 import logging
 from collections.abc import Sequence
 
-from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset
 
 from d2x.data.coco_index import IndexedRecords
+from d2x.data.registered_coco import has_index, read_records
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,8 @@ def training_records(names: Sequence[str], *, filter_empty: bool) -> Sequence[di
     """Records of the named data sets, one set after the other.
 
     detectron2's ``get_detection_dataset_dicts`` for data sets that are lists; those that are ``IndexedRecords``, which
-    it would not filter, stay what they are, so that neither this nor a worker process holds a dict per annotation.
+    it would not filter, stay what they are, so that neither this nor a worker process holds a dict per annotation. COCO
+    jsons that detectron2 has registered, such as ``coco_2017_train``, are read as ``IndexedRecords``, too.
 
     Args:
         filter_empty: leave out images without an annotation that marks no crowd.
@@ -29,7 +31,7 @@ def training_records(names: Sequence[str], *, filter_empty: bool) -> Sequence[di
     Raises:
         ValueError: no image is left.
     """
-    if not any(MetadataCatalog.get(name).get("indexed") for name in names):
+    if not any(map(has_index, names)):
         return get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
     parts = [_part(name, filter_empty) for name in names]
     if not sum(map(len, parts)):
@@ -55,7 +57,7 @@ def _is_wide(record: dict) -> bool:
 
 
 def _part(name: str, filter_empty: bool) -> Dataset:
-    records = DatasetCatalog.get(name)
+    records = read_records(name)
     before = len(records)
     if isinstance(records, IndexedRecords):
         records = records.without_empty() if filter_empty else records

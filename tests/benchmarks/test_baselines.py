@@ -9,8 +9,9 @@ from benchmarks.baselines.attention import MaskedSelfAttention, MaterialisedCros
 from benchmarks.baselines.detector import ReleasedPlainDETR, copy_parameters, shared_parameters
 from benchmarks.baselines.matching import PerLayerCriterion
 from benchmarks.baselines.swin import PlainStage
-from benchmarks.baselines.targets import loop_targets
+from benchmarks.baselines.targets import dense_focal_loss, loop_targets
 from benchmarks.random_sets import random_sets
+from centerx.heatmap_losses import heatmap_focal_loss
 from centerx.targets import make_targets
 from d2x.engine.load_cfg import load_cfg
 from d2x.engine.seeding import Place, SeededDataset
@@ -129,11 +130,20 @@ def test_targets_object_by_object():
         boxes.append(torch.cat([corner, corner + 1 + torch.rand(count, 2, generator=generator) * 60], dim=1))
         classes.append(torch.randint(0, 4, (count,), generator=generator))
     settings = {"num_classes": 4, "stride": 4, "grid_hw": (20, 30), "min_overlap": 0.3}
-    ours = make_targets(boxes, classes, **settings)
+    sparse = make_targets(boxes, classes, **settings)
+    ours = sparse._replace(heatmap=sparse.heatmap.dense())
     plain = loop_targets(boxes, classes, **settings, slots=7)
-    assert (ours.heatmap == 1).sum() >= 8
+    assert (plain.heatmap == 1).sum() >= 8
     for name, one, other in zip(ours._fields, ours, plain):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    runs = []
+    for loss, target in ((heatmap_focal_loss, sparse.heatmap), (dense_focal_loss, plain.heatmap)):
+        logits = torch.randn(3, 4, 20, 30, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        value = loss(logits, target)
+        value.backward()
+        runs.append((value.detach(), logits.grad))
+    for one, other in zip(*runs):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
 @pytest.fixture(scope="module")

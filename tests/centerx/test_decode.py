@@ -25,7 +25,7 @@ def test_targets_decode_to_their_boxes():
     targets = make_targets([boxes], [torch.tensor([0, 2])], num_classes=3, stride=4, grid_hw=(8, 16), min_overlap=0.7)
     size, offset = (torch.zeros(1, 2, 128) for _ in range(2))
     size[0, :, targets.cell[0]], offset[0, :, targets.cell[0]] = targets.size[0].T, targets.offset[0].T
-    found = decode(targets.heatmap, size.view(1, 2, 8, 16), offset.view(1, 2, 8, 16), 2)
+    found = decode(targets.heatmap.dense(), size.view(1, 2, 8, 16), offset.view(1, 2, 8, 16), 2)
     torch.testing.assert_close(found.boxes[0] * 4, boxes)
     assert found.classes.tolist() == [[0, 2]]
 

@@ -15,6 +15,11 @@ def iou(a, b):
     return inter / (sum(area) - inter)
 
 
+def draw(grid, *objects):
+    index, value = draw_gaussians(grid, *objects)
+    return torch.zeros(math.prod(grid)).scatter(0, index, value).view(grid)
+
+
 @pytest.mark.parametrize("overlap", [0.3, 0.7])
 @pytest.mark.parametrize("width, height", [(10.0, 4.0), (7.0, 7.0), (30.0, 50.0)])
 def test_no_shift_of_the_corners_by_the_radius_goes_below_the_overlap(width, height, overlap):
@@ -33,7 +38,7 @@ def test_radius_of_no_boxes_and_of_an_empty_box():
 def test_bump_is_cut_at_the_border_and_the_larger_value_stays():
     zero, one = torch.tensor([0, 0]), torch.tensor([1, 1])
     # two bumps of radius 1 on row 0 of a 2 x 4 map, at columns 0 and 2; sigma = 3 / 6
-    heatmap = draw_gaussians((1, 2, 4), zero, torch.tensor([0, 2]), zero, one)[0]
+    heatmap = draw((1, 2, 4), zero, torch.tensor([0, 2]), zero, one)[0]
     near, diagonal = math.exp(-1 / (2 * 0.25)), math.exp(-2 / (2 * 0.25))
     # column 1 is next to both: the values are not added; column 0, row 1 is next to the first only
     expected = torch.tensor([[1, near, 1, near], [near, diagonal, near, diagonal]])
@@ -42,4 +47,4 @@ def test_bump_is_cut_at_the_border_and_the_larger_value_stays():
 
 def test_drawing_nothing_gives_zeros():
     none = torch.zeros(0, dtype=torch.int64)
-    assert draw_gaussians((2, 3, 5), none, none, none, none).equal(torch.zeros(2, 3, 5))
+    assert draw((2, 3, 5), none, none, none, none).equal(torch.zeros(2, 3, 5))

@@ -4,17 +4,12 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from centerx.losses import (
-    CenterLoss,
-    gather_cells,
-    giou_at_centres,
-    heatmap_focal_loss,
-    heatmap_mse_loss,
-    l1_at_centres,
-    quality_focal_loss,
-)
-from centerx.predictions import CenterPredictions
+from centerx import heatmap_losses
+from centerx.heatmap_losses import heatmap_focal_loss, heatmap_mse_loss, quality_focal_loss
+from centerx.losses import CenterLoss, gather_cells, giou_at_centres, l1_at_centres
+from centerx.predictions import CenterPredictions, SparseHeatmap
 from centerx.targets import make_targets
 
 
@@ -23,19 +18,19 @@ def test_focal_loss_of_one_positive_and_one_negative():
     target = torch.tensor([[[[1.0, 0.5]]]])
     # positive: -log(1/2) / 4; negative: (1 - 1/2)^4 * -log(1/2) / 4; one positive
     expected = math.log(2) / 4 * (1 + 1 / 16)
-    assert heatmap_focal_loss(logits, target).item() == pytest.approx(expected)
+    assert heatmap_focal_loss(logits, SparseHeatmap.of(target)).item() == pytest.approx(expected)
 
 
 def test_focal_loss_without_positives_is_not_divided():
     logits, target = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
-    assert heatmap_focal_loss(logits, target).item() == pytest.approx(4 * math.log(2) / 4)
+    assert heatmap_focal_loss(logits, SparseHeatmap.of(target)).item() == pytest.approx(4 * math.log(2) / 4)
 
 
 @pytest.mark.parametrize("loss", [heatmap_focal_loss, quality_focal_loss, heatmap_mse_loss])
 def test_heatmap_losses_and_gradients_are_finite_for_certain_predictions(loss):
     logits = torch.tensor([[[[200.0, -200.0], [200.0, -200.0]]]], requires_grad=True)
     target = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]])
-    value = loss(logits, target)
+    value = loss(logits, SparseHeatmap.of(target))
     value.backward()
     assert value.isfinite() and logits.grad.isfinite().all()
 
@@ -46,6 +41,7 @@ def test_masked_class_gets_no_gradient_and_does_not_count(loss):
     logits = torch.randn(2, 2, 3, 3, requires_grad=True)
     target = torch.zeros(2, 2, 3, 3)
     target[:, :, 1, 1] = 1
+    target = SparseHeatmap.of(target)
     mask = torch.tensor([[True, False], [True, True]])
     value = loss(logits, target, mask)
     value.backward()
@@ -57,7 +53,50 @@ def test_masked_class_gets_no_gradient_and_does_not_count(loss):
 
 def test_quality_focal_loss_is_zero_at_the_soft_target():
     target = torch.tensor([[[[1.0, 0.3]]]])
-    assert quality_focal_loss(torch.logit(target, eps=1e-7), target).item() == pytest.approx(0.0, abs=1e-6)
+    logits = torch.logit(target, eps=1e-7)
+    assert quality_focal_loss(logits, SparseHeatmap.of(target)).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def dense_focal(logits, target):
+    positive = target == 1
+    found = F.logsigmoid(logits) * torch.sigmoid(-logits) ** 2
+    rejected = F.logsigmoid(-logits) * torch.sigmoid(logits) ** 2 * (1 - target) ** 4
+    return -torch.where(positive, found, rejected).sum() / positive.sum()
+
+
+def dense_quality_focal(logits, target):
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (entropy * (target - logits.sigmoid()) ** 2).sum() / (target == 1).sum()
+
+
+@pytest.mark.parametrize("maps_together", [1, 4, 100])
+@pytest.mark.parametrize(
+    ("sparse", "dense"),
+    [
+        (heatmap_focal_loss, dense_focal),
+        (quality_focal_loss, dense_quality_focal),
+        (heatmap_mse_loss, lambda logits, target: F.mse_loss(logits.sigmoid(), target)),
+    ],
+)
+def test_sparse_targets_give_the_loss_and_gradient_of_dense_ones(sparse, dense, maps_together, monkeypatch):
+    monkeypatch.setattr(heatmap_losses, "BLOCK_CELLS_CPU", maps_together * 4 * 8)
+    torch.manual_seed(0)
+    boxes = [torch.tensor([[4.0, 4.0, 12.0, 12.0], [6.0, 2.0, 30.0, 14.0]]), torch.tensor([[0.0, 0.0, 32.0, 9.0]])]
+    targets = make_targets(
+        boxes, [torch.tensor([2, 2]), torch.tensor([0])], num_classes=3, stride=4, grid_hw=(4, 8), min_overlap=0.3
+    )
+    logits = 3 * torch.randn(2, 3, 4, 8)
+    values, gradients = [], []
+    for loss, target in ((sparse, targets.heatmap), (dense, targets.heatmap.dense())):
+        leaf = logits.clone().requires_grad_()
+        value = loss(leaf, target)
+        (7 * value).backward()
+        values.append(value.detach())
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(logits, targets.heatmap), values[0])
 
 
 def test_gather_cells_reads_a_class_own_pair():

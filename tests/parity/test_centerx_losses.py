@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from centerx.losses import classes_with_objects, gather_cells, heatmap_focal_loss, heatmap_mse_loss, l1_at_centres
+from centerx.heatmap_losses import classes_with_objects, heatmap_focal_loss, heatmap_mse_loss
+from centerx.losses import gather_cells, l1_at_centres
+from centerx.predictions import SparseHeatmap
 
 from .golden import cases, load
 
@@ -29,7 +31,7 @@ LOSSES = {
 @pytest.mark.parametrize("case", cases("centerx", "focal_losses"))
 def test_heatmap_losses(case):
     golden = load("centerx", case)
-    target = golden.tensors["input.gt"]
+    target = SparseHeatmap.of(golden.tensors["input.gt"])
     heatmap = golden.tensors["input.pred"]
     slope = heatmap.double() * (1 - heatmap.double())  # of the sigmoid
     for name, loss in LOSSES.items():

@@ -42,21 +42,41 @@ def test_detections_are_in_the_file_and_sorted(variant):
     assert (found.scores.diff() <= 0).all() and found.pred_classes.dtype == torch.int64
 
 
+def require_batch_independence(model, seed):
+    records = [record(*size, seed=10 * seed + index) for index, size in enumerate(SIZES)]
+    alone = [detections(model, [one])[0] for one in records]
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
+    for count in (2, 3, len(records)):
+        chosen = order[:count]
+        for index, found in zip(chosen, detections(model, [records[index] for index in chosen])):
+            wanted = alone[index]
+            assert len(found) == len(wanted)
+            torch.testing.assert_close(found.scores, wanted.scores, rtol=0, atol=1e-4)
+            torch.testing.assert_close(found.pred_boxes.tensor, wanted.pred_boxes.tensor, rtol=0, atol=1e-2)
+
+
 @parametrize_variants
 def test_detections_do_not_depend_on_the_batch(variant):
     model = tiny_model(**VARIANTS[variant])
     for seed in range(4):
         randomise(model, seed)
-        records = [record(*size, seed=10 * seed + index) for index, size in enumerate(SIZES)]
-        alone = [detections(model, [one])[0] for one in records]
-        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
-        for count in (2, 3, len(records)):
-            chosen = order[:count]
-            for index, found in zip(chosen, detections(model, [records[index] for index in chosen])):
-                wanted = alone[index]
-                assert len(found) == len(wanted)
-                torch.testing.assert_close(found.scores, wanted.scores, rtol=0, atol=1e-4)
-                torch.testing.assert_close(found.pred_boxes.tensor, wanted.pred_boxes.tensor, rtol=0, atol=1e-2)
+        require_batch_independence(model, seed)
+
+
+@parametrize_variants
+def test_detections_of_a_trained_model_do_not_depend_on_the_batch(variant):
+    torch.manual_seed(0)
+    model = build_model(tiny_config(**VARIANTS[variant])).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    values = []
+    for step in range(60):
+        optimizer.zero_grad()
+        loss = total(model([random_record(64, 96, 3, step % 5), random_record(50, 70, 2, step % 5 + 5)]))
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert sum(values[-5:]) < 0.8 * sum(values[:5]), "it has learnt nothing"
+    require_batch_independence(model, seed=0)
 
 
 @parametrize_variants
