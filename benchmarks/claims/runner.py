@@ -94,6 +94,8 @@ class Claims:
             str(seed),
             "--scale",
             self.scale_name,
+            "--output",
+            str(self.output),
         ]
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

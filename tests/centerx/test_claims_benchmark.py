@@ -1,9 +1,10 @@
-"""The claims benchmark without its trainings: order, caching keys, table and picture."""
+"""The claims benchmark: order, caching keys, table and picture without its trainings, and one run of two steps."""
 
 import json
 
 import pytest
 
+from benchmarks.claims.__main__ import main
 from benchmarks.claims.runner import Claims
 from benchmarks.claims.runs import Run
 from benchmarks.claims.table import TABLES, draw, write_table
@@ -73,3 +74,10 @@ def test_runs_start_when_their_teachers_are_done_seed_by_seed(claims, monkeypatc
     monkeypatch.setattr(claims, "_subprocess", train)
     claims.run_all(["student_kd", "two_teachers"], [3, 4])
     assert [seed for _, seed in started] == [3] * 5 + [4] * 5 and len(set(started)) == 10
+
+
+def test_two_steps_end_in_the_folder_asked_for(claims):
+    main(["--scale", "tiny", "--seeds", "5", "--runs", "student", "--output", str(claims.output)])
+    (score,) = claims.result("student", 5)["AP"].values()
+    assert 0 <= score <= 100
+    assert "student, small, alone" in (claims.output / "claims.md").read_text()
