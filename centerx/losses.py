@@ -1,4 +1,4 @@
-"""What the size and offset heads are trained with (CenterNet, arXiv:1904.07850, eq. 3 and 2), and all terms together."""
+"""What the size and offset heads are trained with (CenterNet, arXiv:1904.07850, eq. 3 and 2), and all terms at once."""
 
 import torch
 from torch import Tensor
