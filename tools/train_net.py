@@ -12,6 +12,7 @@ import centerx  # noqa: F401  (registers its models and recipe)
 import plain_detr  # noqa: F401
 from d2x.engine.checkpoint import Checkpointer
 from d2x.engine.durable import require_writable
+from d2x.engine.fast_inference import for_inference
 from d2x.engine.launch import is_restart, launch
 from d2x.engine.load_cfg import load_cfg, prepare_data
 from d2x.engine.logs import setup_logs
@@ -72,7 +73,7 @@ def main(args):
             raise ValueError("--eval-only needs MODEL.WEIGHTS (or --resume, for the last checkpoint of OUTPUT_DIR)")
         model = Trainer.build_model(cfg)
         Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        return Trainer.test(cfg, model)
+        return Trainer.test(cfg, for_inference(cfg, model))
     if not args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")) and comm.is_main_process():
         raise ValueError(f"{cfg.OUTPUT_DIR} already holds a run: add --resume, or choose another OUTPUT_DIR")
     trainer = Trainer(cfg)

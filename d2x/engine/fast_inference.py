@@ -4,9 +4,25 @@ import copy
 from collections.abc import Sequence
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from d2x.deploy.fold import fold_batch_norms
+
+
+def for_inference(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """The model in evaluation mode or, with ``TEST.FOLD``, a folded copy of it; its weights are loaded already.
+
+    Raises:
+        ValueError: ``TEST.FOLD`` with a model that has no ``backbone``.
+        RuntimeError: see ``fold_batch_norms``.
+    """
+    model = model.eval()
+    if not cfg.TEST.FOLD:
+        return model
+    if not hasattr(model, "backbone"):
+        raise ValueError(f"TEST.FOLD: {cfg.MODEL.META_ARCHITECTURE} has no backbone whose batch norms could be folded")
+    return fold_for_inference(model)
 
 
 def fold_for_inference(model: nn.Module, hw: tuple[int, int] = (128, 160)) -> nn.Module:

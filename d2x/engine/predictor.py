@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from d2x.engine.checkpoint import Checkpointer
+from d2x.engine.fast_inference import for_inference
 from d2x.engine.recipe import get_recipe
 
 
@@ -21,8 +22,9 @@ class Predictor:
     def __init__(self, cfg: CfgNode):
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("MODEL.WEIGHTS is empty: give a checkpoint, e.g. MODEL.WEIGHTS output/model_final.pth")
-        self.model = build_model(cfg).eval()
-        Checkpointer(self.model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        model = build_model(cfg)
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        self.model = for_inference(cfg, model)
         recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)
         self._augmentations = T.AugmentationList(recipe.test_augmentations(cfg))
 
