@@ -126,6 +126,8 @@ class Checkpointer(DetectionCheckpointer):
         except Exception as error:  # torch's loaders raise anything for values of another kind than they wrote
             reason = f"{type(error).__name__}: {_first_line(error)}"
             raise CheckpointError(f"{path}: does not fit this run ({reason})") from error
+        finally:
+            self._parsed_url_during_load = None  # detectron2 leaves it after an error, and then refuses to load again
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)
@@ -137,11 +139,13 @@ class Checkpointer(DetectionCheckpointer):
         if isinstance(checkpoint, dict) and "model" not in checkpoint:
             checkpoint = {"model": checkpoint}
         _require_weights(checkpoint, filename)
+        # With it detectron2 would match tensors by the ends of their names and take what it finds, however little.
+        if checkpoint.pop("matching_heuristics", False) is not False:
+            self.logger.warning("%s: its key matching_heuristics is not followed: names must be the model's", filename)
         return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]):
-        if checkpoint.get("matching_heuristics") is not True:
-            _require_match(self.model, checkpoint["model"], self._loading)
+        _require_match(self.model, checkpoint["model"], self._loading)
         return super()._load_model(checkpoint)
 
 
@@ -194,8 +198,14 @@ def to_safetensors(state: dict[str, torch.Tensor], values: dict[str, Any] | None
 
 
 def _age(path: str) -> float:
+    """The iteration of a checkpoint; a final one may be of a shorter training that was continued."""
     found = RESUMABLE.match(os.path.basename(path)).group(1)
-    return float("inf") if found == "final" else int(found)
+    if found != "final":
+        return int(found)
+    try:
+        return int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["iteration"])
+    except Exception:  # damaged: whoever wants to load it will be told
+        return float("inf")
 
 
 def _first_line(error: Exception) -> str:

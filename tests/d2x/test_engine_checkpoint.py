@@ -72,6 +72,20 @@ def test_class_count_mismatch_names_the_tensor(tmp_path):
         Checkpointer(nn.Sequential(body, heads[1])).load(str(tmp_path / "five.pth"))
 
 
+@pytest.mark.parametrize("value", [True, 1, "False"])
+def test_a_file_cannot_switch_the_check_of_its_tensors_off(value, tmp_path, caplog):
+    path = tmp_path / "other.pth"
+    torch.save({"model": {"a.weight": torch.zeros(9)}, "matching_heuristics": value, "__author__": "Caffe2"}, path)
+    checkpointer = Checkpointer(nn.Linear(2, 3))
+    with pytest.raises(CheckpointError, match="other.pth: checkpoint of another architecture: only 0 of 2"):
+        checkpointer.load(str(path))
+    assert "other.pth: its key matching_heuristics is not followed" in caplog.text
+    # detectron2 would find "weight" by its end; here a name is the model's or is not
+    torch.save({"model": {"weight": torch.ones(3, 2), "x.bias": torch.ones(3)}, "matching_heuristics": value}, path)
+    checkpointer.load(str(path))
+    assert checkpointer.model.weight.eq(1).all() and not checkpointer.model.bias.eq(1).any()
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.pth"):
         Checkpointer(nn.Linear(1, 1)).load(str(tmp_path / "nothing.pth"))
@@ -145,6 +159,24 @@ def test_a_pointer_to_nothing_or_none_at_all(content, three):
     assert resumed(three) == 3
     os.unlink(three / "last_checkpoint")
     assert resumed(three) == 3
+
+
+def test_a_final_checkpoint_of_a_shorter_training_is_as_old_as_it_is(three, caplog):
+    model = nn.Linear(2, 1)
+    nn.init.constant_(model.bias, 1)
+    Checkpointer(model, str(three)).save("model_final", iteration=1)  # it was continued to 3 afterwards
+    os.unlink(three / "model_0000001.pth")
+    (three / "last_checkpoint").write_text("model_0000003.pth")
+    cut(three / "model_0000003.pth")
+    assert resumed(three) == 2 and "going on from" in caplog.text
+    os.unlink(three / "last_checkpoint")
+    os.unlink(three / "model_0000003.pth")
+    assert resumed(three) == 2
+    clear(three / "model_0000002.pth")
+    assert resumed(three) == 1
+    clear(three / "model_final.pth")
+    with pytest.raises(DamagedCheckpoint):
+        resumed(three)
 
 
 def test_no_whole_checkpoint_is_no_silent_start_from_nothing(three):
