@@ -67,11 +67,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--near needs --val-json")
     if args.jobs < 1 or args.listed < 1 or (args.near or 0) < 0:
         parser.error("--jobs and --listed must be at least 1, --near at least 0")
-    for name in (args.report, args.write_clean):
-        for source in (args.json, args.val_json):
-            if name and source and os.path.realpath(name) == os.path.realpath(source):
-                parser.error(f"{name} is an input; nothing is written over it")
+    outputs = [name for name in (args.report, args.write_clean) if name]
+    for name in outputs:
+        if _is_input(name, args):
+            parser.error(f"{name} is an input; nothing is written over it")
+    if len(outputs) == 2 and os.path.realpath(outputs[0]) == os.path.realpath(outputs[1]):
+        parser.error("--report and --write-clean name the same file")
     return args
+
+
+def _is_input(name: str, args: argparse.Namespace) -> bool:
+    """Whether writing to ``name`` would change a json, or a file of an image folder that may be an image."""
+    path = Path(os.path.realpath(name))
+    if any(source and path == Path(os.path.realpath(source)) for source in (args.json, args.val_json)):
+        return True
+    folders = [Path(os.path.realpath(folder)) for folder in (args.images, args.val_images) if folder]
+    return path.exists() and path.suffix != ".json" and any(folder in path.parents for folder in folders)
 
 
 def main(argv: list[str] | None = None) -> int:

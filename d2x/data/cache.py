@@ -2,9 +2,13 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+ABANDONED = 24 * 3600.0  # seconds after which what is half-written belongs to no process any more
 
 
 def cache_dir() -> Path:
@@ -19,7 +23,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Makes the folder if needed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    prefix = f".{path.name}-"
+    remove_abandoned(path.parent, prefix)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix)
     os.close(handle)
     try:
         yield Path(temporary)
@@ -30,6 +36,14 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove files and folders of this prefix that have not changed for a day: their writers were killed."""
+    for entry in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.startswith(prefix) and time.time() - entry.stat().st_mtime > ABANDONED:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def write_atomically(path: Path, text: str) -> None:

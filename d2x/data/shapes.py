@@ -20,7 +20,7 @@ from detectron2.data.datasets import load_coco_json
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from d2x.data.cache import cache_dir
+from d2x.data.cache import cache_dir, remove_abandoned
 
 GENERATOR_VERSION = 2  # part of the cache folder's name: raise it when the same spec gives other pixels
 SUPERSAMPLING = 4
@@ -237,6 +237,7 @@ def generate_shapes(spec: ShapesSpec, folder: Path) -> Path:
     if done.exists():
         return done
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(folder.parent, f"{folder.name}.")
     draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
         _write(spec, draft)

@@ -409,10 +409,18 @@ def test_a_report_lists_the_first_and_counts_all(data):
 
 def test_nothing_is_written_over_an_input(data):
     data.check()
+    image = next(data.images.iterdir())
+    content = image.read_bytes()
     for option in ("--report", "--write-clean"):
-        with pytest.raises(SystemExit) as ended:
-            main([str(data.json), str(data.images), option, str(data.images / ".." / "data.json")])
-        assert ended.value.code == 2
+        for over in (data.images / ".." / "data.json", image):
+            with pytest.raises(SystemExit) as ended:
+                main([str(data.json), str(data.images), option, str(over)])
+            assert ended.value.code == 2 and image.read_bytes() == content
+    same = [str(data.images / "new.json")] * 2
+    with pytest.raises(SystemExit):
+        main([str(data.json), str(data.images), "--report", same[0], "--write-clean", same[1]])
+    for _ in range(2):  # a report may lie beside the images, and be written again
+        assert main([str(data.json), str(data.images), "--report", same[0]]) == 0
 
 
 def test_a_turned_image_with_the_size_after_the_turn_is_fine(tmp_path):

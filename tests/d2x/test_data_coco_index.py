@@ -152,6 +152,18 @@ def test_a_damaged_index_is_made_anew_with_a_message(data, damage, caplog):
     assert len(CocoIndex.open(path)) == 100
 
 
+def test_what_a_killed_process_left_half_written_goes_after_a_day(data):
+    path = index_path(*data)
+    path.parent.mkdir(parents=True)
+    old, fresh, other = (path.parent / name for name in (f".{path.name}-old", f".{path.name}-fresh", ".other-old"))
+    for file in (old, fresh, other):
+        file.write_bytes(b"half")
+    for file in (old, other):
+        os.utime(file, (1e9, 1e9))
+    assert len(records_of(data, keep_from=0)) == 100
+    assert not old.exists() and fresh.exists() and other.exists()
+
+
 def test_what_was_left_out_is_said_at_each_start(data, caplog):
     with open(data[0]) as file:
         content = json.load(file)
