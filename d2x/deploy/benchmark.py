@@ -27,6 +27,7 @@ class Timing(NamedTuple):
         speed_up: median over the rounds of (time of the first subject / its own) in the same round.
         spread: smallest and largest of those.
         memory_mb: peak resident memory of its process.
+        memory_share: that of the first subject's.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Timing(NamedTuple):
     speed_up: float
     spread: tuple[float, float]
     memory_mb: float
+    memory_share: float
 
 
 class Worker:
@@ -117,24 +119,26 @@ def measure(workers: Sequence[Worker], *, rounds: int, repeats: int, batch: int)
         batch: images a call.
     """
     results = [[worker.run(repeats) for worker in workers] for _ in range(rounds)]
+    memory = [max(row[i]["memory_mb"] for row in results) for i in range(len(workers))]
     timings = []
     for i, worker in enumerate(workers):
         seconds = statistics.median(row[i]["median"] for row in results)
         ratios = [row[0]["median"] / row[i]["median"] for row in results]
         spread = (min(ratios), max(ratios))
-        memory = max(row[i]["memory_mb"] for row in results)
-        timings.append(Timing(worker.name, 1e3 * seconds, batch / seconds, statistics.median(ratios), spread, memory))
+        rate, speed_up, share = batch / seconds, statistics.median(ratios), memory[i] / memory[0]
+        timings.append(Timing(worker.name, 1e3 * seconds, rate, speed_up, spread, memory[i], share))
     return timings
 
 
 def table(timings: Sequence[Timing]) -> str:
     """The timings as a Markdown table."""
-    lines = ["| | times faster | lowest to highest | ms | images/s | peak MB |", "|---|---|---|---|---|---|"]
+    head = ("", "times faster", "lowest to highest", "ms", "images/s", "peak MB", "times the memory")
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for one in timings:
         low, high = one.spread
         lines.append(
             f"| {one.name} | {one.speed_up:.2f} | {low:.2f} to {high:.2f} | {one.milliseconds:.1f}"
-            f" | {one.images_per_second:.1f} | {one.memory_mb:.0f} |"
+            f" | {one.images_per_second:.1f} | {one.memory_mb:.0f} | {one.memory_share:.2f} |"
         )
     return "\n".join(lines)
 

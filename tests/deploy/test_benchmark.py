@@ -14,7 +14,8 @@ FAKE = """
 import json, sys
 print("chatter"); print(json.dumps({"ready": 1}), flush=True)
 for turn, _ in enumerate(sys.stdin):
-    print(json.dumps({"median": float(sys.argv[1]) * (turn + 1), "memory_mb": 10.0 + turn}), flush=True)
+    seconds = float(sys.argv[1])
+    print(json.dumps({"median": seconds * (turn + 1), "memory_mb": 100 * seconds + turn}), flush=True)
 """
 
 
@@ -28,8 +29,10 @@ def test_ratios_are_taken_within_a_round():
     # turns take 0.3, 0.6, 0.9 and 0.1, 0.2, 0.3 s
     assert (first.speed_up, first.milliseconds) == (1, pytest.approx(600))
     assert second.speed_up == pytest.approx(3) and second.spread == (pytest.approx(3), pytest.approx(3))
-    assert second.images_per_second == pytest.approx(20) and second.memory_mb == 12
-    assert "| b | 3.00 | 3.00 to 3.00 | 200.0 | 20.0 | 12 |" in table([first, second])
+    assert second.images_per_second == pytest.approx(20)
+    # memory peaks at 32 and 12 MB
+    assert second.memory_mb == pytest.approx(12) and second.memory_share == pytest.approx(12 / 32)
+    assert "| b | 3.00 | 3.00 to 3.00 | 200.0 | 20.0 | 12 | 0.38 |" in table([first, second])
 
 
 def test_a_worker_that_dies_is_named():
