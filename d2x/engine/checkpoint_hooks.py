@@ -34,10 +34,10 @@ class PeriodicCheckpoints(HookBase):
         self._keep_last, self._safetensors = keep_last, safetensors
 
     def after_step(self) -> None:
+        if self._is_last() and self._safetensors:  # first: after model_final.pth a killed run has nothing left to do
+            self._checkpointer.save_weights("model_final.safetensors", iteration=self.trainer.iter)
         if self._is_last() or (self.trainer.iter + 1) % self._period == 0:
             self.save_now()
-            if self._is_last() and self._safetensors:
-                self._checkpointer.save_weights("model_final.safetensors", iteration=self.trainer.iter)
 
     def save_now(self) -> str:
         """Save the state after the current step, over a checkpoint of the same step; returns the file's path."""

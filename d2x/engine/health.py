@@ -20,6 +20,7 @@ from d2x.engine.durable import atomic_write
 logger = logging.getLogger(__name__)
 
 EXAMPLES = 5
+DIAGNOSTICS = "diagnostics"  # folder of the saved reports, below OUTPUT_DIR
 
 
 class TrainingDiverged(ValueError):
@@ -130,7 +131,7 @@ class StepGuard:
     def _save_bundle(self, iteration: int, batches: Sequence[list[dict]], found: list[dict]) -> str:
         if self.checkpointer is None or not self.checkpointer.save_dir:
             return ""
-        name = os.path.join("diagnostics", f"iteration_{iteration:07d}")
+        name = os.path.join(DIAGNOSTICS, f"iteration_{iteration:07d}")
         folder = os.path.join(self.checkpointer.save_dir, name)
         os.makedirs(folder, exist_ok=True)
         with atomic_write(os.path.join(folder, f"batch_rank{comm.get_rank()}.pt")) as file:

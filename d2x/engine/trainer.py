@@ -1,6 +1,7 @@
 """The trainer of every detector here: detectron2's ``DefaultTrainer`` with the parts its config cannot choose."""
 
 import contextlib
+import glob
 import logging
 import os
 import weakref
@@ -24,9 +25,10 @@ from d2x.engine.compile_blocks import compile_blocks
 from d2x.engine.durable import remove_leftovers, require_writable
 from d2x.engine.errors import one_line
 from d2x.engine.evaluation import ResumableEvalHook, share_buffers
-from d2x.engine.health import StepGuard
+from d2x.engine.health import DIAGNOSTICS, StepGuard
 from d2x.engine.health_hooks import hooks_of_every_step, hooks_of_results
 from d2x.engine.optim import build_optimizer
+from d2x.engine.precise_bn import RepeatablePreciseBN
 from d2x.engine.progress import ProgressBar
 from d2x.engine.recipe import get_recipe
 from d2x.engine.schedules import build_lr_scheduler, epochs_to_iterations
@@ -60,8 +62,10 @@ class Trainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         if comm.is_main_process():
             require_writable(cfg.OUTPUT_DIR)
-            for name in remove_leftovers(cfg.OUTPUT_DIR):
-                logger.info("removed %s, left half-written by an earlier process", os.path.join(cfg.OUTPUT_DIR, name))
+            below = glob.glob(os.path.join(glob.escape(cfg.OUTPUT_DIR), DIAGNOSTICS, "*", ""))
+            for folder in (cfg.OUTPUT_DIR, *below):
+                for name in remove_leftovers(folder):
+                    logger.info("removed %s, left half-written by an earlier process", os.path.join(folder, name))
         model = self.build_model(cfg)
         if cfg.MODEL.SYNC_BATCH_NORM and comm.get_world_size() > 1:
             logger.info("%d batch norms are synchronised over processes", synchronize_batch_norms(model))
@@ -203,10 +207,12 @@ class Trainer(DefaultTrainer):
             safetensors=cfg.CHECKPOINT.SAFETENSORS,
         )
         ours = {
-            hooks.PeriodicCheckpointer: checkpoints,
-            hooks.EvalHook: ResumableEvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            hooks.PeriodicCheckpointer: lambda hook: checkpoints,
+            hooks.EvalHook: lambda hook: ResumableEvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            hooks.PreciseBN: lambda hook: RepeatablePreciseBN(hook, cfg.TEST.PRECISE_BN.NUM_ITER),
         }
-        found = [SeedEachStep(), *(ours.get(type(hook), hook) for hook in found if hook is not None)]
+        found = [ours.get(type(hook), lambda kept: kept)(hook) for hook in found if hook is not None]
+        found.insert(0, SeedEachStep())
         # what changes with every step comes before the checkpoints, or they would hold its state of the step before
         after_lr = 1 + next(i for i, hook in enumerate(found) if isinstance(hook, hooks.LRScheduler))
         found[after_lr:after_lr] = [*([self._averaging] if self._averaging else []), *hooks_of_every_step(cfg)]

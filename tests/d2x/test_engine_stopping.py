@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from detectron2.engine import HookBase
 
 import centerx  # noqa: F401
 from benchmarks.tiny_run import CONFIGS, SMALL, SOLVER
+from d2x.engine.checkpoint_hooks import PeriodicCheckpoints
 from d2x.engine.fingerprint import differences
 from d2x.engine.load_cfg import load_cfg, prepare_data
 from d2x.engine.trainer import Trainer
@@ -105,6 +107,22 @@ class Kill(HookBase):
             os.kill(os.getpid(), self._number)
 
 
+def test_precise_batch_norm_statistics_are_the_same_after_an_interruption(tmp_path):
+    # at iterations 1, 3 and 5; the seed is a random one that the checkpoint holds
+    opts = ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "EARLY_STOP.METRIC", "",
+            "SOLVER.MAX_ITER", 6, "DATASETS.TEST", "()"]  # fmt: skip
+    whole = trainer(tmp_path / "whole", [1.0] * 9, *opts, "SEED", -1)
+    whole.train()
+    stopped = trainer(tmp_path / "cut", [1.0] * 9, *opts, "SEED", whole.seed)
+    stopped.register_hooks([Kill(2)])
+    stopped.train()
+    resumed = trainer(tmp_path / "cut", [1.0] * 9, *opts, "SEED", -1, resume=True)
+    resumed.train()
+    ends = [load(tmp_path / name / "model_final.pth") for name in ("whole", "cut")]
+    assert any(name.endswith("running_mean") for name in ends[0]["model"])
+    assert differences(ends[0]["model"], ends[1]["model"]) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_after_the_step_and_handlers_are_put_back(number, tmp_path):
     before = signal.getsignal(number)
@@ -135,6 +153,32 @@ def test_a_metric_that_does_not_exist_is_named(tmp_path):
 def test_wrong_options_name_their_key(opts, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, [], *opts)
+
+
+def test_what_a_killed_process_left_in_the_output_goes(tmp_path):
+    names = ["model_0000001.pth.77.tmp", "diagnostics/iteration_0000004/weights.pth.77.tmp", "diagnostics/notes.tmp",
+             "another_run/model_0000001.pth.78.tmp"]  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    trainer(tmp_path, [])
+    assert [(tmp_path / name).exists() for name in names] == [False, False, True, True]
+
+
+def test_after_the_last_checkpoint_there_is_nothing_left_to_write(tmp_path):
+    """A run that is killed between the two files has to write the other one again when it is resumed."""
+    written = []
+    checkpointer = SimpleNamespace(
+        save=lambda name, **more: written.append(name),
+        save_weights=lambda name, **more: written.append(name),
+        resumable_files=list,
+        save_dir="",
+    )
+    hook = PeriodicCheckpoints(checkpointer, 2, safetensors=True)
+    for iteration in range(4):
+        hook.trainer = SimpleNamespace(iter=iteration, max_iter=4)
+        hook.after_step()
+    assert written == ["model_0000001", "model_final.safetensors", "model_final"]
 
 
 def test_final_and_best_weights_as_safetensors(tmp_path):
