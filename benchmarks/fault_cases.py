@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +15,10 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from benchmarks.lives import begin, end
+from benchmarks.lives import kill_at_random
 from benchmarks.tiny_run import (
     LIMITED,
+    READ_ONLY,
     RICH,
     command,
     errors,
@@ -90,15 +90,8 @@ def sigkill(place: Place) -> Outcome:
     rng = random.Random(f"{place.seed} {found['kills']}")
     with tqdm(total=place.kills, initial=found["kills"], desc="kills", leave=False) as bar:
         while found["kills"] < place.kills:
-            before, words = last_checkpoint(place.output), command(place.output, *opts, "DATALOADER.NUM_WORKERS", 1)
-            life = begin(words, place.log)
-            if rng.random() < 0.25:  # while it starts: reads the checkpoint, evaluates what it has to make up for
-                time.sleep(rng.uniform(0, 3))
-            else:
-                while life.is_alive() and last_checkpoint(place.output) == before:
-                    time.sleep(0.005)
-                time.sleep(rng.uniform(0, 0.6))
-            ended = end(life)
+            words = command(place.output, *opts, "DATALOADER.NUM_WORKERS", 1)
+            ended = kill_at_random(words, place.output, place.log, rng, start=3, steps=0.6)
             found["kills" if ended == -signal.SIGKILL else "finished_before"] += 1
             bar.update(ended == -signal.SIGKILL)
             with atomic_write(str(counter)) as file:
@@ -170,7 +163,8 @@ def read_only(place: Place) -> Outcome:
     )
     if not mounted:
         os.chmod(place.output, 0o555)
-    status = run(command(place.output, *OPTS), place.log)
+    python = (sys.executable,) if mounted else (sys.executable, "-c", READ_ONLY)
+    status = run(command(place.output, *OPTS, python=python), place.log)
     if mounted:
         _quietly("umount", place.output)
     else:

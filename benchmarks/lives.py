@@ -2,12 +2,14 @@
 
 import multiprocessing
 import os
+import random
 import signal
+import time
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from benchmarks.tiny_run import ROOT
+from benchmarks.tiny_run import ROOT, last_checkpoint
 from d2x.engine.errors import one_line_errors
 from tools import train_net
 
@@ -30,9 +32,41 @@ def begin(words: Sequence[str], log: Path) -> ForkServerProcess:
 def end(process: ForkServerProcess) -> int:
     """Kill a training and the processes that load its data; returns the exit status, negative for a signal."""
     if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # so young that it has no group of its own yet
+            process.kill()
     process.join()
     return process.exitcode
+
+
+def live(words: Sequence[str], log: Path) -> int:
+    """Run a training to its end; see ``begin``. Returns the exit status."""
+    process = begin(words, log)
+    process.join()
+    return process.exitcode
+
+
+def kill_at_random(
+    words: Sequence[str], output: Path, log: Path, rng: random.Random, *, start: float, steps: float
+) -> int:
+    """Start a training and kill it at a random moment; returns the exit status.
+
+    Args:
+        words, log: see ``begin``.
+        output: of the training.
+        start: a quarter of the moments lie within so many seconds from the start, when it reads the last checkpoint.
+        steps: the others within so many seconds after the next one.
+    """
+    before = last_checkpoint(output)
+    life = begin(words, log)
+    if rng.random() < 0.25:
+        time.sleep(rng.uniform(0, start))
+    else:
+        while life.is_alive() and last_checkpoint(output) == before:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, steps))
+    return end(life)
 
 
 def _life(arguments: list[str], log: str) -> None:

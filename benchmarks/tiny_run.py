@@ -37,6 +37,12 @@ LIMITED = (
     f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({FILE_LIMIT}, {FILE_LIMIT}));"
     " sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
+# Permissions hold for the process even if it is root's: it is started again without the right to pass them over (the
+# capabilities 1 and 2, CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH; Linux).
+READ_ONLY = (
+    "import ctypes, os, sys; libc = ctypes.CDLL(None); [libc.prctl(24, number, 0, 0, 0) for number in (1, 2)];"
+    " os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
 
 
 def command(

@@ -76,6 +76,7 @@ def launch(
     before = {one: signal.signal(one, _pass_on) for one in SIGNALS}
     try:
         with one_line_errors():
+            _require_place(machines, machine_rank, dist_url)
             arguments = (main, args, processes)
             launch_detectron2(_main_of_process, processes, machines, machine_rank, dist_url, arguments)
     except ProcessExitedException as error:
@@ -90,6 +91,14 @@ def launch(
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def _require_place(machines: int, machine_rank: int, dist_url: str | None) -> None:
+    """Refuse what would wait for processes that never come."""
+    if not 0 <= machine_rank < machines:
+        raise ValueError(f"the rank of this machine must be from 0 to {machines - 1}, got {machine_rank}")
+    if machines > 1 and (dist_url or "auto") == "auto":
+        raise ValueError("several machines need an address to meet at, the same for all: tcp://HOST:PORT of the first")
 
 
 def _main_of_process(main: Callable, args: tuple, processes: int) -> None:

@@ -1,6 +1,7 @@
 """Processes that ``launch`` starts: their group, and how they share the cores of the machine."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from detectron2.utils import comm
 
 from d2x.engine.launch import _main_of_process, available_cores, launch
+from d2x.engine.stopping import SIGNALS
 
 
 def write_threads(folder: Path) -> None:
@@ -48,6 +50,21 @@ def test_two_machines_are_one_job(tmp_path):
     finally:
         other.kill()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0_of_2", "1_of_2"]
+
+
+@pytest.mark.parametrize("place, words", [
+    ({"machines": 2}, "tcp://HOST:PORT"),
+    ({"machines": 2, "machine_rank": 2, "dist_url": "tcp://127.0.0.1:1"}, "from 0 to 1, got 2"),
+    ({"processes": 2, "machine_rank": 1}, "from 0 to 0, got 1"),
+])  # fmt: skip
+def test_machines_that_could_not_meet_are_one_line(place, words, tmp_path, capsys):
+    handlers = [signal.getsignal(one) for one in SIGNALS]
+    with pytest.raises(SystemExit) as ended:
+        launch(write_threads, (tmp_path,), **place)
+    assert ended.value.code == 1 and list(tmp_path.iterdir()) == []
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and words in printed and printed.count("\n") == 1
+    assert [signal.getsignal(one) for one in SIGNALS] == handlers
 
 
 def test_cores_are_those_that_the_process_may_use():

@@ -9,10 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.tiny_run import LIMITED, RICH, command, errors, interrupt, last_checkpoint, leftovers, run
+from benchmarks.lives import kill_at_random, live
+from benchmarks.tiny_run import (
+    LIMITED,
+    READ_ONLY,
+    RICH,
+    command,
+    errors,
+    interrupt,
+    last_checkpoint,
+    leftovers,
+    run,
+    start,
+    wait,
+    wait_for_checkpoint,
+)
 from d2x.engine.fingerprint import differences
 
 OPTS = [*RICH, "SOLVER.MAX_ITER", 14]
+KILLS = 50
 
 
 def final(output: Path) -> dict:
@@ -60,6 +75,42 @@ def test_interrupted_run_ends_with_the_same_bits(whole, tmp_path):
     assert differences(final(whole), final(output)) == []
     kept = [name for name in os.listdir(output) if name.startswith("model_0")]
     assert len(kept) == 2, "CHECKPOINT.KEEP_LAST"
+
+
+def test_fifty_kills_at_random_moments_of_one_run(tmp_path):
+    """The script ``benchmarks/faults.py`` does so with evaluations and loader processes, too."""
+    opts = [*RICH, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.ACCUMULATE", 1, "SOLVER.MAX_ITER", 120]
+    output, log, rng = tmp_path / "run", tmp_path / "printed.txt", random.Random(0)
+    assert live(command(tmp_path / "whole", *opts), log) == 0, log.read_text()[-3000:]
+    ends = []
+    for _ in range(KILLS):
+        ends.append(kill_at_random(command(output, *opts), output, log, rng, start=0.4, steps=0.03))
+        assert ends[-1] == -signal.SIGKILL, log.read_text()[-3000:]
+    assert len(ends) == KILLS and last_checkpoint(output) not in ("", "model_final.pth"), "killed all along"
+    assert live(command(output, *opts), log) == 0, log.read_text()[-3000:]
+    assert differences(final(tmp_path / "whole"), final(output)) == []
+    assert leftovers(output) == []
+
+
+def test_output_folder_that_becomes_read_only(whole, tmp_path):
+    output, log = tmp_path / "run", tmp_path / "printed.txt"
+    words = command(output, *OPTS, python=(sys.executable, "-c", READ_ONLY))
+    output.mkdir()
+    process = start(words, log)
+    wait_for_checkpoint(process, output, "")
+    output.chmod(0o555)
+    try:
+        assert wait(process) == 1
+        assert run(words, log) == 1
+    finally:
+        output.chmod(0o755)
+    saved = last_checkpoint(output)
+    in_the_middle, at_the_start = errors(log)
+    assert in_the_middle.startswith(f"error: cannot write {output}/") and in_the_middle.endswith(": Permission denied")
+    assert at_the_start == f"error: cannot write {output}/writable: Permission denied"
+    assert "Traceback" not in log.read_text() and (output / saved).is_file() and saved != "model_final.pth"
+    assert run(command(output, *OPTS), log) == 0, log.read_text()[-3000:]
+    assert differences(final(whole), final(output)) == [] and leftovers(output) == []
 
 
 def test_output_folder_that_cannot_be_made_is_one_line(tmp_path):

@@ -70,8 +70,9 @@ def test_processes_decide_alike_about_bad_steps_and_signals(compared):
         assert "loss_a is nan: step skipped" in logged and logged.endswith("images: of_the_last.jpg")
 
 
-def weights(output: Path) -> dict:
-    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+def final(output: Path) -> dict:
+    """The whole state at the end: weights, optimizer, data order, ..."""
+    return torch.load(output / "model_final.pth", weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def pair(tmp_path_factory) -> Path:
 
 def test_a_whole_training_is_the_same_but_for_rounding(pair, tmp_path):
     assert run(command(tmp_path, *OPTS), tmp_path / "printed.txt") == 0
-    one, two = weights(tmp_path), weights(pair)
+    one, two = final(tmp_path)["model"], final(pair)["model"]
     first = torch.load(tmp_path / "model_0000000.pth", weights_only=True)["model"]
     assert set(one) == set(two)
     assert max((one[name] - first[name]).abs().max() for name in one if "weight" in name) > 1e-3, "it has learnt"
@@ -136,4 +137,4 @@ def test_two_machines_start_again_after_a_death_and_end_with_the_same_bits(pair,
         for machine in machines:
             kill(machine)
     assert "Starting training from iteration 0" not in (output / "log.txt").read_text().split("Starting training")[-1]
-    assert differences(weights(pair), weights(output)) == []
+    assert differences(final(pair), final(output)) == []
