@@ -2,6 +2,8 @@
 """Export a trained detector to another runtime, run it there, and compare it with PyTorch."""
 
 import argparse
+import signal
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -72,6 +74,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.max_ap_loss is not None and args.evaluate is None:
         parser.error("--max-ap-loss needs --evaluate")
+    if args.evaluate is not None and args.no_check:
+        parser.error("--evaluate runs the model, which --no-check forbids")
     return args
 
 
@@ -137,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> Manifest:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what was begun is removed
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     with one_line_errors():
         main()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Detect with an exported model of any format. Needs numpy, Pillow, tqdm and the format's runtime; no torch."""
+"""Detect with an exported model of any format. Needs numpy, Pillow, tqdm and the format's runtime."""
 
 import argparse
 import json

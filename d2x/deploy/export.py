@@ -3,9 +3,9 @@
 import copy
 import dataclasses
 import hashlib
-import importlib.metadata
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,15 +118,30 @@ def export_model(
                 measured["AP"] = measure_ap(
                     detector, reference, cfg, limit=options.evaluate_images, max_loss=options.max_ap_loss
                 )
-        manifest = dataclasses.replace(manifest, measured=measured)
+        manifest = dataclasses.replace(manifest, versions=_versions(exporter.PACKAGES), measured=measured)
         manifest.write(folder)
         folder.chmod(0o755)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(folder, output)
+        _put_in_place(folder, output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return manifest
+
+
+def _put_in_place(folder: Path, output: Path) -> None:
+    """Rename. An earlier export is moved aside before and removed after, so that never a part of one is there."""
+    if not output.exists():
+        os.replace(folder, output)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        os.replace(output, aside / "earlier")
+        try:
+            os.replace(folder, output)
+        except BaseException:
+            os.replace(aside / "earlier", output)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_place(output: Path, overwrite: bool) -> None:
@@ -189,7 +204,6 @@ def _describe(
         inputs={name: INPUTS[name] for name in graph.input_names},
         outputs={name: OUTPUTS[graph.form][name] for name in graph.output_names},
         source=_source(cfg),
-        versions={name: importlib.metadata.version(name) for name in ("numpy", *exporter.PACKAGES)},
     )
 
 
@@ -219,6 +233,11 @@ def _source(cfg: CfgNode) -> dict[str, str]:
         if digest is None:  # Python 3.10
             digest = hashlib.sha256(file.read())
     return {"checkpoint": os.path.basename(cfg.MODEL.WEIGHTS), "sha256": digest.hexdigest()}
+
+
+def _versions(modules: Sequence[str]) -> dict[str, str]:
+    """Of numpy and those of the modules that this process has loaded, which the others took no part in."""
+    return {name: str(sys.modules[name].__version__) for name in ("numpy", *modules) if name in sys.modules}
 
 
 def _feeds(manifest: Manifest, image: np.ndarray) -> dict[str, np.ndarray]:

@@ -55,7 +55,7 @@ class Manifest:
         centres_in_padding: keep peaks in cells without image; for forms with maps.
         inputs: name -> dtype, shape and meaning.
         outputs: name -> meaning.
-        source: checkpoint's file name and SHA-256, config.
+        source: checkpoint's file name and SHA-256.
         versions: of the packages that took part.
         measured: what was measured after the export: differences to PyTorch, AP.
     """

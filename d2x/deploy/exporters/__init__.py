@@ -6,7 +6,7 @@ Each has
 - ``FORMS``: the forms it can hold, best first, keys of ``d2x.deploy.manifest.OUTPUTS``;
 - ``PRECISIONS``: those it can be written in;
 - ``DYNAMIC``: whether it can take any size and batch;
-- ``PACKAGES``: whose versions are noted in the manifest;
+- ``PACKAGES``: modules whose versions are noted in the manifest where they took part;
 - ``export(graph, folder, request)``: writes the model of a ``DetectionGraph`` for an ``ExportRequest``.
 """
 

@@ -16,7 +16,7 @@ WEIGHTS = "model.caffemodel"
 FORMS = ("peaks", "heads")
 PRECISIONS = ("fp32",)
 DYNAMIC = False
-PACKAGES = ("torch", "onnx", "protobuf")
+PACKAGES = ("torch", "onnx", "cv2")
 
 
 def export(graph: DetectionGraph, folder: Path, request: ExportRequest) -> None:

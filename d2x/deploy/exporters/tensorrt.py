@@ -12,7 +12,7 @@ FILE = "model.engine"
 FORMS = ("detections", "peaks", "heads")
 PRECISIONS = ("fp32", "fp16", "int8")
 DYNAMIC = True
-PACKAGES = ("torch", "onnx")
+PACKAGES = ("torch", "onnx", trt.__name__)  # an engine runs in the version that built it
 
 # Of a dynamic engine: (batch, side in units of 32 px) that it takes at least, is tuned for, and takes at most.
 PROFILE = ((1, 1), (1, 16), (8, 42))
