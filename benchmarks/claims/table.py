@@ -89,6 +89,8 @@ def write_table(claims: Claims, seeds: Sequence[int], names: Sequence[str]) -> P
                 values = [cell[column] for cell in cells if column in cell]
                 shown.append(mean_and_spread(values) if values else "")
             collapsed = sum(r["diverged"] or max(r["AP"].values()) < COLLAPSED for r in results)
+            if len(results) < len(seeds):
+                text += f" ({len(results)} of {len(seeds)} seeds)"
             lines.append(f"| {text} | {' | '.join(shown)} | {collapsed} of {len(results)} |")
     path = claims.output / "claims.md"
     write_atomically(path, "\n".join(lines) + "\n")

@@ -46,6 +46,8 @@ def test_table_has_mean_spread_and_collapses(claims):
     assert "| student on A + B, two teachers, no labels |  | 12.0 ± 2.8 | 24.0 ± 5.7 | 0 of 2 |" in text
     assert "| rate 0.5, plain loss | 0.0 ± 0.0 |  |  | 2 of 2 |" in text
     assert "--scale tiny --seeds 0 1" in text
+    text = write_table(claims, [0, 1, 2], list(claims.runs)).read_text()
+    assert "| student, small, alone (2 of 3 seeds) | 12.0 ± 2.8 |" in text
     draw(claims, [0, 1], claims.output / "claims.png")
     assert (claims.output / "claims.png").stat().st_size > 1000
 
