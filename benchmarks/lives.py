@@ -60,13 +60,16 @@ def kill_at_random(
     """
     before = last_checkpoint(output)
     life = begin(words, log)
-    if rng.random() < 0.25:
-        time.sleep(rng.uniform(0, start))
-    else:
-        while life.is_alive() and last_checkpoint(output) == before:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, steps))
-    return end(life)
+    try:
+        if rng.random() < 0.25:
+            time.sleep(rng.uniform(0, start))
+        else:
+            while life.is_alive() and last_checkpoint(output) == before:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, steps))
+    finally:  # also when the one who waits here is interrupted
+        status = end(life)
+    return status
 
 
 def _life(arguments: list[str], log: str) -> None:
