@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # Numbers of the hidden layer held at a time: what is little for a GPU, and what stays in the cache of a CPU.
 HIDDEN_NUMBERS = 1 << 23
@@ -135,45 +136,61 @@ def _apply(mlp: nn.Sequential, offsets: Tensor) -> Tensor:
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return mlp(offsets).permute(0, 3, 1, 2)
     first, _, last = mlp
-    limit = HIDDEN_NUMBERS if offsets.is_cuda else HIDDEN_NUMBERS_CPU
-    rows = max(1, limit // first.out_features)
-    out = _PiecewiseMLP.apply(offsets.flatten(0, 2), first.weight, first.bias, last.weight, rows)
+    columns = offsets.flatten(0, 2).t()  # (inputs, R)
+    lanes = 1 if columns.is_cuda else torch.get_num_threads()
+    rows = max(1, (HIDDEN_NUMBERS if columns.is_cuda else HIDDEN_NUMBERS_CPU) // first.out_features)
+    in_lanes = F.pad(columns, (0, -columns.shape[1] % lanes)).unflatten(1, (lanes, -1)).transpose(0, 1)
+    out = _PiecewiseMLP.apply(in_lanes.contiguous(), first.weight, first.bias, last.weight, rows)
+    out = out.transpose(0, 1).flatten(1)[:, : columns.shape[1]]
     return out.unflatten(1, offsets.shape[:3]).transpose(0, 1)
 
 
 class _PiecewiseMLP(torch.autograd.Function):
-    """Linear, ReLU, linear without bias, some rows at a time: (R, inputs) -> (outputs, R).
+    """Linear, ReLU, linear without bias, some columns at a time: (lanes, inputs, R) -> (lanes, outputs, R).
 
-    The hidden layer is computed again for the gradients. It is held with rows last: the few outputs then are rows of
-    the last product, and lie as attention wants them.
+    The hidden layer is computed again for the gradients. It is held with columns last: the few outputs then are rows of
+    the last product, and lie as attention wants them. There is a lane for each thread of a CPU: torch shares a batch
+    out among the threads, so what one of them wrote is in its own cache when it reads it. A matrix that they share is
+    split anew by every operation, which two threads lose more by than they gain.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, out_weight, rows):
-        ctx.save_for_backward(x, weight, bias, out_weight)
+    def forward(ctx, columns, weight, bias, out_weight, rows):
+        ctx.save_for_backward(columns, weight, bias, out_weight)
         ctx.rows = rows
-        out, columns, bias = x.new_empty(len(out_weight), len(x)), x.t(), bias[:, None]
-        for part in _parts(len(x), rows):
-            out[:, part] = out_weight @ torch.addmm(bias, weight, columns[:, part]).relu_()
+        out = columns.new_empty(len(columns), len(out_weight), columns.shape[2])
+        for part in _parts(columns, rows):
+            hidden = _hidden(columns[..., part], weight, bias)
+            out[..., part] = torch.bmm(_in_each(out_weight, hidden), hidden)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        x, weight, bias, out_weight = ctx.saved_tensors
-        columns = x.t()
-        grad_x = torch.empty_like(columns) if ctx.needs_input_grad[0] else None
-        grad_weight, grad_bias, grad_out_weight = (torch.zeros_like(one) for one in (weight, bias, out_weight))
-        for part in _parts(len(x), ctx.rows):
-            hidden = torch.addmm(bias[:, None], weight, columns[:, part]).relu_()
-            grad_out_weight.addmm_(grad[:, part], hidden.t())
-            grad_hidden = (out_weight.t() @ grad[:, part]).mul_(hidden.sign_())
-            grad_weight.addmm_(grad_hidden, x[part])
-            grad_bias += grad_hidden.sum(1)
-            if grad_x is not None:
-                grad_x[:, part] = weight.t() @ grad_hidden
-        return None if grad_x is None else grad_x.t(), grad_weight, grad_bias, grad_out_weight, None
+        columns, weight, bias, out_weight = ctx.saved_tensors
+        grad_columns = torch.empty_like(columns) if ctx.needs_input_grad[0] else None
+        grads = [one.new_zeros(len(columns), *one.shape) for one in (weight, bias, out_weight)]
+        grad_weight, grad_bias, grad_out_weight = grads
+        for part in _parts(columns, ctx.rows):
+            hidden = _hidden(columns[..., part], weight, bias)
+            grad_out = grad[..., part]
+            grad_out_weight.baddbmm_(grad_out, hidden.transpose(1, 2))
+            grad_hidden = torch.bmm(_in_each(out_weight.t(), hidden), grad_out).mul_(hidden.sign_())
+            grad_weight.baddbmm_(grad_hidden, columns[..., part].transpose(1, 2))
+            grad_bias += grad_hidden.sum(2)
+            if grad_columns is not None:
+                grad_columns[..., part] = torch.bmm(_in_each(weight.t(), hidden), grad_hidden)
+        return grad_columns, *(one.sum(0) for one in grads), None
 
 
-def _parts(count: int, rows: int) -> list[slice]:
-    return [slice(start, start + rows) for start in range(0, count, rows)]
+def _hidden(columns: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(lanes, inputs, R) -> (lanes, hidden, R)."""
+    return torch.baddbmm(bias[:, None], _in_each(weight, columns), columns).relu_()
+
+
+def _in_each(matrix: Tensor, lanes: Tensor) -> Tensor:
+    return matrix.expand(len(lanes), -1, -1)
+
+
+def _parts(columns: Tensor, rows: int) -> list[slice]:
+    return [slice(start, start + rows) for start in range(0, columns.shape[2], rows)]

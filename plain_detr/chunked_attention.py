@@ -1,15 +1,16 @@
 """Attention with a bias, a few rows of logits at a time, forward and backward.
 
 A block of logits lives in one piece of memory that stays in the cache: the bias is written into it, a matrix product
-adds the dot products, and softmax and the product with the values follow before the next block. The backward pass
-makes every block again, so nothing of the size queries x keys is kept. Two forms of bias:
+adds the dot products, and softmax and the product with the values follow before the next block. That memory is taken
+once for all blocks: on a CPU new memory comes page by page as it is first written, which takes longer than the
+arithmetic. The backward pass makes every block again, so nothing of the size queries x keys is kept. Two forms of bias:
 
 - ``axial_bias_attention``: one number for every row and one for every column of the map, of each query;
 - ``shared_bias_attention``: one table for all items of a batch, as the windows of a map share it.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 # Logits of a block: what the cache of a CPU holds, and what is little for a GPU.
 BLOCK_LOGITS_CPU = 1 << 20
 BLOCK_LOGITS_GPU = 1 << 25
+# Queries of a block at least.
+MIN_QUERIES = 8
 
 
 def axial_bias_attention(
@@ -49,10 +52,10 @@ class _AxialBias(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, bias_x, bias_y, mask):
-        out = torch.empty_like(q)
+        out, scratch = torch.empty_like(q), _Scratch(q, q.shape[:2], k.shape[1], _limit(q))
         for pairs, rows in _blocks(q, k):
-            weights = _axial_weights(q, k, bias_x, bias_y, mask, pairs, rows)
-            out[pairs, rows] = weights @ v[pairs]
+            weights = _axial_weights(q, k, bias_x, bias_y, mask, pairs, rows, scratch)
+            out[pairs, rows] = torch.bmm(weights, v[pairs])
         ctx.save_for_backward(q, k, v, bias_x, bias_y, mask, out)
         return out
 
@@ -64,26 +67,55 @@ class _AxialBias(torch.autograd.Function):
         grads = [torch.zeros_like(one) for one in (q, k, v, bias_x, bias_y)]
         grad_q, grad_k, grad_v, grad_x, grad_y = grads
         grad_out, v = _with_mean(grad_out, out, v)
+        scratch = _Scratch(q, q.shape[:2], k.shape[1], _limit(q))
         for pairs, rows in _blocks(q, k):
-            weights = _axial_weights(q, k, bias_x, bias_y, mask, pairs, rows)
+            weights = _axial_weights(q, k, bias_x, bias_y, mask, pairs, rows, scratch)
             grad = grad_out[pairs, rows]
             grad_v[pairs].baddbmm_(weights.transpose(1, 2), grad[..., :-1])
-            grad_logits = (grad @ v[pairs].transpose(1, 2)).mul_(weights)
+            grad_logits = scratch.logits(weights.shape)
+            torch.bmm(grad, v[pairs].transpose(1, 2), out=grad_logits).mul_(weights)
             by_cell = grad_logits.unflatten(-1, cells)
             grad_x[pairs, rows], grad_y[pairs, rows] = by_cell.sum(-2), by_cell.sum(-1)
-            grad_q[pairs, rows] = grad_logits @ k[pairs]
+            grad_q[pairs, rows] = torch.bmm(grad_logits, k[pairs])
             grad_k[pairs].baddbmm_(grad_logits.transpose(1, 2), q[pairs, rows])
         return *grads, None
 
 
+class _Scratch:
+    """Memory for the two matrices of a block: its logits, or in the backward pass their gradients, and its weights."""
+
+    def __init__(self, like: Tensor, rows: Sequence[int], keys: int, limit: int):
+        largest = min(math.prod(rows) * keys, max(limit, MIN_QUERIES * keys))
+        self._logits, self._weights = like.new_empty(2, largest)
+
+    def logits(self, shape: Sequence[int]) -> Tensor:
+        """Uninitialised; the same memory at every call."""
+        return self._logits[: math.prod(shape)].view(shape)
+
+    def weights(self, shape: Sequence[int]) -> Tensor:
+        """See ``logits``."""
+        return self._weights[: math.prod(shape)].view(shape)
+
+
 def _axial_weights(
-    q: Tensor, k: Tensor, bias_x: Tensor, bias_y: Tensor, mask: Tensor | None, pairs: slice, rows: slice
+    q: Tensor,
+    k: Tensor,
+    bias_x: Tensor,
+    bias_y: Tensor,
+    mask: Tensor | None,
+    pairs: slice,
+    rows: slice,
+    scratch: _Scratch,
 ) -> Tensor:
-    """Probabilities of one block."""
-    logits = (bias_y[pairs, rows, :, None] + bias_x[pairs, rows, None, :]).flatten(-2)
+    """Probabilities of one block, in ``scratch``."""
+    x, y = bias_x[pairs, rows, None, :], bias_y[pairs, rows, :, None]
+    shape = (*x.shape[:2], k.shape[1])
+    logits = scratch.logits(shape)
+    torch.add(x, y, out=logits.unflatten(-1, (y.shape[2], x.shape[3])))
     if mask is not None:
         logits += mask[pairs, None]
-    return logits.baddbmm_(q[pairs, rows], k[pairs].transpose(1, 2)).softmax(-1)
+    logits.baddbmm_(q[pairs, rows], k[pairs].transpose(1, 2))
+    return torch.softmax(logits, -1, out=scratch.weights(shape))
 
 
 def shared_bias_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -122,19 +154,27 @@ class _SharedBias(torch.autograd.Function):
         grads = [torch.zeros_like(one) for one in (q, k, v, bias)]
         grad_q, grad_k, grad_v, grad_bias = grads
         grad_out, v = _with_mean(grad_out, out, v)
+        scratch = _Scratch(q, q.shape[1:3], q.shape[2], BLOCK_LOGITS_CPU)
         for head, items, rows in _shared_blocks(q):
-            weights = _shared_weights(q, k, bias, head, items, rows)
+            weights = _shared_weights(q, k, bias, head, items, rows, scratch)
             grad = grad_out[head, items, rows]
             grad_v[head, items] += weights.transpose(1, 2) @ grad[..., :-1]
-            grad_logits = (grad @ v[head, items].transpose(1, 2)).mul_(weights)
+            grad_logits = scratch.logits(weights.shape)
+            torch.bmm(grad, v[head, items].transpose(1, 2), out=grad_logits).mul_(weights)
             grad_bias[head, rows] += grad_logits.sum(0)
             grad_q[head, items, rows] = grad_logits @ k[head, items]
             grad_k[head, items] += grad_logits.transpose(1, 2) @ q[head, items, rows]
         return tuple(grad.to(one.dtype) for grad, one in zip(grads, saved))
 
 
-def _shared_weights(q: Tensor, k: Tensor, bias: Tensor, head: int, items: slice, rows: slice) -> Tensor:
-    return torch.baddbmm(bias[head, rows], q[head, items, rows], k[head, items].transpose(1, 2)).softmax(-1)
+def _shared_weights(
+    q: Tensor, k: Tensor, bias: Tensor, head: int, items: slice, rows: slice, scratch: _Scratch
+) -> Tensor:
+    """Probabilities of one block, in ``scratch``."""
+    q, k, bias = q[head, items, rows], k[head, items], bias[head, rows]
+    logits = scratch.logits((*q.shape[:2], k.shape[1]))
+    torch.baddbmm(bias, q, k.transpose(1, 2), out=logits)
+    return torch.softmax(logits, -1, out=scratch.weights(logits.shape))
 
 
 def _shared_blocks(q: Tensor) -> Iterator[tuple[int, slice, slice]]:
@@ -145,13 +185,17 @@ def _shared_blocks(q: Tensor) -> Iterator[tuple[int, slice, slice]]:
 
 def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
     """Pairs and queries of each block."""
-    return _spans(len(q), q.shape[1], k.shape[1], BLOCK_LOGITS_GPU if q.is_cuda else BLOCK_LOGITS_CPU)
+    return _spans(len(q), q.shape[1], k.shape[1], _limit(q))
+
+
+def _limit(q: Tensor) -> int:
+    return BLOCK_LOGITS_GPU if q.is_cuda else BLOCK_LOGITS_CPU
 
 
 def _spans(items: int, queries: int, keys: int, limit: int) -> Iterator[tuple[slice, slice]]:
     """Blocks of (items, queries) x keys below the limit: several whole items, or some of the queries of one."""
     together = max(1, limit // max(1, queries * keys))
-    step = queries if queries * keys <= limit else max(8, limit // keys)
+    step = queries if queries * keys <= limit else max(MIN_QUERIES, limit // keys)
     for first in range(0, items, together):
         for start in range(0, queries, step):
             yield slice(first, first + together), slice(start, start + step)

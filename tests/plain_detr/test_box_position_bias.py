@@ -79,9 +79,11 @@ def test_unknown_offsets():
         BoxRPB(num_heads=2, offsets="log")
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("pieces", [1, 4])
-def test_gradients_equal_those_of_the_plain_layers(pieces, monkeypatch):
+def test_gradients_equal_those_of_the_plain_layers(pieces, threads, monkeypatch):
     module = BoxRPB(num_heads=3, hidden_dim=8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # 3 does not divide the 40 offsets along x
     monkeypatch.setattr(box_position_bias, "HIDDEN_NUMBERS_CPU", 1 + 8 * 2 * 4 * 5 // pieces)
     results = []
     for plain in (True, False):
