@@ -65,7 +65,16 @@ def all_runs(scale: Scale) -> dict[str, Run]:
     more = data(["claims_train", "claims_unlabelled"], ["claims_val"])
     union = data(["claims_a_train", "claims_b_train"], val)
     sgd = (*student, *train, *("SOLVER.OPTIMIZER", "SGD", "SOLVER.CLIP_GRADIENTS.ENABLED", False))
-    sgd = (*sgd, "SOLVER.WEIGHT_DECAY", 0.0001)
+    # The size loss that the adaptive targets are meant for. (With GIoU, sizes that start below zero get no gradient.)
+    sgd = (
+        *sgd,
+        "SOLVER.WEIGHT_DECAY",
+        0.0001,
+        "MODEL.CENTERNET.LOSS.SIZE",
+        "l1",
+        "MODEL.CENTERNET.LOSS.SIZE_WEIGHT",
+        0.1,
+    )
     adaptive = ("ADAPTIVE_LOSS.ENABLED", True, "SOLVER.FLAT_FRACTION", 0.0)
     found = [
         Run("teacher", (*teacher, *train)),
