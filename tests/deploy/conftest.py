@@ -60,3 +60,9 @@ def centerx_ncnn(centerx_cfg, export):
 def plain_detr_onnx(plain_detr_cfg, export):
     """The dynamic ONNX export of Plain-DETR."""
     return export(plain_detr_cfg, "onnx")
+
+
+@pytest.fixture(scope="session")
+def plain_detr_openvino(plain_detr_cfg, export):
+    """Its dynamic OpenVINO export."""
+    return export(plain_detr_cfg, "openvino")

@@ -13,12 +13,13 @@ from d2x.engine.predictor import Predictor
 from .builders import compare_all, pictures, tiny_centerx
 
 LIMITS = Tolerance(score=1e-4, box=0.05)
+FOLDERS = ("centerx_onnx", "centerx_openvino", "centerx_ncnn")
 
 
-@pytest.mark.parametrize("folder, count", [("centerx_onnx", 50), ("centerx_openvino", 50), ("centerx_ncnn", 50)])
-def test_fifty_images_of_fifty_sizes(folder, count, centerx_cfg, request):
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_fifty_images_of_fifty_sizes(folder, centerx_cfg, request):
     detector = load(request.getfixturevalue(folder), threads=1)
-    found = compare_all(centerx_cfg, detector, pictures(count))
+    found = compare_all(centerx_cfg, detector, pictures(50))
     assert found.images == 50 and found.detections > 5000
     assert found.within(LIMITS), str(found)
 
@@ -30,8 +31,9 @@ def test_torch_export_and_sides_of_one_cell(centerx_cfg, export):
     assert found.within(LIMITS), str(found)
 
 
-def test_a_thousand_objects_and_none(centerx_cfg, centerx_onnx):
-    detector = load(centerx_onnx, threads=1)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_thousand_objects_and_none(folder, centerx_cfg, request):
+    detector = load(request.getfixturevalue(folder), threads=1)
     (large,) = pictures(1, smallest=320, largest=321)
     expected = to_detections(Predictor(centerx_cfg)(large))
     assert len(expected.scores) > 950  # of 1000, those empty after clipping are dropped

@@ -1,8 +1,11 @@
 """The export as a whole: what it refuses, what it leaves behind, what it folds and quantizes."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import onnx
@@ -40,11 +43,53 @@ def test_the_command_writes_a_checked_model(centerx_cfg, tmp_path):
     assert manifest["max_detections"] == 50 and str(tmp_path) not in json.dumps(manifest)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM")
+def test_an_export_that_is_ended_leaves_nothing(centerx_cfg, tmp_path):
+    (tmp_path / "config.yaml").write_text(centerx_cfg.dump())
+    (tmp_path / "here").mkdir()
+    command = [sys.executable, "-W", "ignore", "tools/export_model.py", "--config-file", tmp_path / "config.yaml"]
+    command += ["--weights", centerx_cfg.MODEL.WEIGHTS, "--format", "onnx", "--dynamic", "--no-check"]
+    command += ["--output", tmp_path / "here" / "out"]
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT)
+    while process.poll() is None and not any((tmp_path / "here").iterdir()):
+        time.sleep(0.01)
+    assert not (tmp_path / "here" / "out").exists()  # what is begun lies beside it
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_a_failed_check_leaves_nothing(centerx_cfg, check_images, tmp_path):
     options = ExportOptions("torch-export", dynamic=True, tolerance=Tolerance(score=-1.0))
     with pytest.raises(ValueError, match="differs from PyTorch by more than -1 in score or 0.05 px: 2 images"):
         export_model(centerx_cfg, tmp_path / "out", options, check_images=check_images)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_export_is_replaced_as_a_whole_or_kept(centerx_cfg, check_images, monkeypatch, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("model.json", "earlier.bin"):
+        (out / name).write_text("{}")
+    options = ExportOptions("torch-export", dynamic=True, tolerance=Tolerance(score=-1.0))
+    with pytest.raises(ValueError, match="differs from PyTorch"):
+        export_model(centerx_cfg, out, options, check_images=check_images, overwrite=True)
+    assert {path.name for path in out.iterdir()} == {"model.json", "earlier.bin"}
+
+    replace, options = os.replace, options._replace(check=False)
+
+    def cannot_put_the_new_one(source, target):
+        if target == out and source.name != "earlier":
+            raise OSError("no space left")
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr("d2x.deploy.export.os.replace", cannot_put_the_new_one)
+        export_model(centerx_cfg, out, options, overwrite=True)
+    assert {path.name for path in out.iterdir()} == {"model.json", "earlier.bin"} and list(tmp_path.iterdir()) == [out]
+
+    export_model(centerx_cfg, out, options, overwrite=True)
+    assert {path.name for path in out.iterdir()} == {"model.json", "model.pt2"} and list(tmp_path.iterdir()) == [out]
 
 
 def test_an_earlier_export_is_kept_unless_told(centerx_cfg, tmp_path):

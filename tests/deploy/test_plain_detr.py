@@ -1,11 +1,14 @@
 """Plain-DETR exported, against PyTorch's own inference."""
 
+from functools import cache
+
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from d2x.deploy import load
-from d2x.deploy.check import Tolerance
+from d2x.deploy.check import Tolerance, compare
 from d2x.deploy.evaluate import to_detections
 from d2x.engine.predictor import Predictor
 from plain_detr.export import build_graph
@@ -15,12 +18,28 @@ from .builders import compare_all, pictures, tiny_plain_detr
 LIMITS = Tolerance(score=1e-4, box=0.05)
 
 
-def test_fifty_images_of_fifty_sizes(plain_detr_cfg, plain_detr_onnx):
-    detector = load(plain_detr_onnx, threads=1)
+@pytest.mark.parametrize("folder", ["plain_detr_onnx", "plain_detr_openvino"])
+def test_fifty_images_of_fifty_sizes(folder, plain_detr_cfg, request):
+    detector = load(request.getfixturevalue(folder), threads=1)
     images = pictures(50, smallest=detector.manifest.smallest, largest=200)
     found = compare_all(plain_detr_cfg, detector, images)
     assert found.images == 50 and found.detections > 1000
     assert found.within(LIMITS), str(found)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_a_thousand_objects_and_none(format, export, tmp_path):
+    classes = [str(i) for i in range(60)]  # of each of 20 queries
+    cfg = tiny_plain_detr(tmp_path, "DATASETS.CLASS_NAMES", classes, "TEST.DETECTIONS_PER_IMAGE", 1000)
+    detector = load(export(cfg, format), threads=1)
+    (image,) = pictures(1, smallest=320, largest=321)
+    assert detector.runtime(detector.feeds([detector.prepare(image)]))["scores"].shape == (1, 1000)
+    expected = to_detections(Predictor(cfg)(image))
+    assert len(expected.scores) > 500  # of 1000, those empty after clipping are dropped
+    found = compare(expected, detector(image), limit=1000)
+    assert found.within(LIMITS), str(found)
+    nothing = detector(image, threshold=1.0)
+    assert nothing.boxes.shape == (0, 4) and nothing.scores.shape == (0,) and nothing.classes.shape == (0,)
 
 
 def test_an_image_in_a_batch_is_as_alone(plain_detr_onnx):
@@ -32,10 +51,36 @@ def test_an_image_in_a_batch_is_as_alone(plain_detr_onnx):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-3)
 
 
-def test_openvino_of_a_fixed_size(plain_detr_cfg, export):
-    detector = load(export(plain_detr_cfg, "openvino", size=(96, 128)), threads=1)
+@pytest.fixture(scope="module")
+def fixed(plain_detr_cfg, export):
+    """Function: format to its export of a fixed size."""
+    return cache(lambda format: export(plain_detr_cfg, format, size=(96, 128)))
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_a_fixed_size(format, plain_detr_cfg, fixed):
+    detector = load(fixed(format), threads=1)
     found = compare_all(plain_detr_cfg, detector, [np.resize(one, (96, 128, 3)) for one in pictures(5)])
     assert found.within(LIMITS), str(found)
+
+
+def test_a_fixed_size_makes_position_tables_constants(fixed, plain_detr_onnx):
+    of_any_size, of_one = (onnx.load(folder / "model.onnx").graph for folder in (plain_detr_onnx, fixed("onnx")))
+    # every table starts from the numbers of the rows or columns
+    assert sum(node.op_type == "Range" for node in of_any_size.node) > 3
+    assert not any(node.op_type == "Range" for node in of_one.node)
+    assert kinds_that_depend_on_no_input(of_one) <= {"Constant", "Slice", "Transpose"}  # parts of weights
+
+
+def kinds_that_depend_on_no_input(graph: onnx.GraphProto) -> set[str]:
+    """Operators whose values are the same for all inputs."""
+    depend, kinds = {one.name for one in graph.input}, set()
+    for node in graph.node:
+        if depend & set(node.input):
+            depend.update(node.output)
+        else:
+            kinds.add(node.op_type)
+    return kinds
 
 
 VARIANTS = {
