@@ -19,6 +19,7 @@ from benchmarks.claims.runs import QUICKSTART, ROOT, all_runs
 from benchmarks.claims.scale import SCALES, register_data
 from d2x.data.cache import write_atomically
 from d2x.data.shapes import CLASSES
+from d2x.engine.health import TrainingDiverged
 from d2x.engine.load_cfg import load_cfg, prepare_data
 from d2x.engine.logs import setup_logs
 from d2x.engine.trainer import Trainer
@@ -130,7 +131,7 @@ class Claims:
             trainer.train()
             results = getattr(trainer, "_last_eval_results", None) or trainer.test(cfg, trainer.model)
             result["AP"] = self._scores(cfg, results)
-        except FloatingPointError as error:  # detectron2's for a loss that is not finite: the run has collapsed
+        except (TrainingDiverged, FloatingPointError) as error:  # the latter is detectron2's
             result.update(diverged=True, message=" ".join(str(error).split()), AP=dict.fromkeys(cfg.DATASETS.TEST, 0.0))
         write_atomically(folder / "result.json", json.dumps(result, indent=1))
         return result

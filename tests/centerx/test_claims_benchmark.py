@@ -83,3 +83,10 @@ def test_two_steps_end_in_the_folder_asked_for(claims):
     (score,) = claims.result("student", 5)["AP"].values()
     assert 0 <= score <= 100
     assert "student, small, alone" in (claims.output / "claims.md").read_text()
+
+
+def test_a_run_that_diverges_is_a_result(claims):
+    too_much = ("HEALTH.MAX_NON_FINITE", 1, "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 1e30)
+    claims.runs["student"] = Run("student", (*claims.runs["student"].opts, *too_much))
+    result = claims.run_one("student", 6)
+    assert result["diverged"] and list(result["AP"].values()) == [0.0] and "not finite" in result["message"]
