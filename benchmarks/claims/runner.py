@@ -129,6 +129,8 @@ class Claims:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=True)
             trainer.train()
+            if not (folder / "model_final.pth").exists():
+                raise ValueError(f"{folder}: a signal has stopped it before its end; the same command goes on")
             results = getattr(trainer, "_last_eval_results", None) or trainer.test(cfg, trainer.model)
             result["AP"] = self._scores(cfg, results)
         except (TrainingDiverged, FloatingPointError) as error:  # the latter is detectron2's

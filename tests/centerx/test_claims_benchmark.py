@@ -8,6 +8,7 @@ from benchmarks.claims.__main__ import main
 from benchmarks.claims.runner import Claims
 from benchmarks.claims.runs import Run
 from benchmarks.claims.table import TABLES, draw, write_table
+from d2x.engine.trainer import Trainer
 
 
 @pytest.fixture
@@ -90,3 +91,16 @@ def test_a_run_that_diverges_is_a_result(claims):
     claims.runs["student"] = Run("student", (*claims.runs["student"].opts, *too_much))
     result = claims.run_one("student", 6)
     assert result["diverged"] and list(result["AP"].values()) == [0.0] and "not finite" in result["message"]
+
+
+def test_a_run_that_a_signal_stops_is_no_result(claims, monkeypatch):
+    train = Trainer.train
+
+    def stop_at_once(trainer):
+        trainer.request_stop("SIGTERM")
+        train(trainer)
+
+    monkeypatch.setattr(Trainer, "train", stop_at_once)
+    with pytest.raises(ValueError, match="goes on"):
+        claims.run_one("student", 7)
+    assert claims.result("student", 7) is None
