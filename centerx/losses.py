@@ -10,6 +10,7 @@ from d2x.engine.normalizer import shared_normalizer
 
 HEATMAP_LOSSES = ("focal", "quality_focal", "mse")
 SIZE_LOSSES = ("l1", "giou")
+SMALLEST_SHARE = 0.1  # of an object's size, in the giou loss
 SIZE_NORMS = ("none", "object", "image_sum")
 UNLABELLED = ("labelled_classes", "empty_heatmap", "none")
 
@@ -56,14 +57,17 @@ def giou_at_centres(size: Tensor, offset: Tensor, targets: CenterTargets) -> Ten
     """Mean generalised-IoU loss (arXiv:1902.09630) of the boxes at the objects' cells.
 
     Args:
-        size, offset: (N, D, 2) predictions at the objects' cells, in cells. Negative sizes count as 0.
+        size, offset: (N, D, 2) predictions at the objects' cells, in cells. Sizes below a tenth of the object's count
+            as that tenth and keep their gradient: a box of no size has none, and would stay as it is for ever.
     """
+    size = size.float()
+    size = size + (size.maximum(SMALLEST_SHARE * targets.size) - size).detach()
 
     def corners(centre: Tensor, extent: Tensor) -> Tensor:
         half = extent[targets.valid] / 2
         return torch.cat([centre[targets.valid] - half, centre[targets.valid] + half], dim=-1)
 
-    predicted = corners(offset.float(), size.float().clamp(min=0))
+    predicted = corners(offset.float(), size)
     wanted = corners(targets.offset, targets.size)
     total = generalized_box_iou_loss(predicted, wanted, reduction="sum")
     return total / shared_normalizer(targets.valid.sum(), least=1)

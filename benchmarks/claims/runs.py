@@ -65,7 +65,7 @@ def all_runs(scale: Scale) -> dict[str, Run]:
     more = data(["claims_train", "claims_unlabelled"], ["claims_val"])
     union = data(["claims_a_train", "claims_b_train"], val)
     sgd = (*student, *train, *("SOLVER.OPTIMIZER", "SGD", "SOLVER.CLIP_GRADIENTS.ENABLED", False))
-    # The size loss that the adaptive targets are meant for. (With GIoU, sizes that start below zero get no gradient.)
+    # The size loss that the adaptive targets are meant for.
     sgd = (
         *sgd,
         "SOLVER.WEIGHT_DECAY",

@@ -132,6 +132,15 @@ def test_giou_of_a_shifted_box():
     assert shifted.item() == pytest.approx(1 - 1 / 3, abs=1e-5)
 
 
+def test_giou_makes_sizes_below_zero_grow():
+    targets = targets_of([torch.tensor([[4.0, 4.0, 12.0, 12.0]])], [torch.tensor([0])])  # side 2 cells
+    size = torch.tensor([[[-3.0, -0.5]]], requires_grad=True)
+    loss = giou_at_centres(size, torch.zeros(1, 1, 2), targets)
+    assert loss.item() == pytest.approx(1 - 0.01, abs=1e-5)  # a tenth of each side
+    loss.backward()
+    assert (size.grad < -0.01).all()
+
+
 @pytest.mark.parametrize("size", ["l1", "giou"])
 @pytest.mark.parametrize("heatmap", ["focal", "quality_focal", "mse"])
 def test_every_combination_trains_also_without_objects(size, heatmap):
