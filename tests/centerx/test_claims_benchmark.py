@@ -41,11 +41,11 @@ def test_table_has_mean_spread_and_collapses(claims):
     for seed, value in ((0, 10.0), (1, 14.0)):
         write(claims, "student", seed, {"claims_val_1234": value})
         write(claims, "two_teachers", seed, {"claims_a_val_1": value, "claims_b_val_1": 2 * value})
-        write(claims, "sgd_0.5_plain", seed, {"claims_val_1234": 0.0}, diverged=seed == 0)
+        write(claims, "sgd_0.1_plain", seed, {"claims_val_1234": 0.0}, diverged=seed == 0)
     text = write_table(claims, [0, 1], list(claims.runs)).read_text()
     assert "| student, small, alone | 12.0 ± 2.8 |  |  | 0 of 2 |" in text
     assert "| student on A + B, two teachers, no labels |  | 12.0 ± 2.8 | 24.0 ± 5.7 | 0 of 2 |" in text
-    assert "| rate 0.5, plain loss | 0.0 ± 0.0 |  |  | 2 of 2 |" in text
+    assert "| rate 0.1, plain loss | 0.0 ± 0.0 |  |  | 2 of 2 |" in text
     assert "--scale tiny --seeds 0 1" in text
     text = write_table(claims, [0, 1, 2], list(claims.runs)).read_text()
     assert "| student, small, alone (2 of 3 seeds) | 12.0 ± 2.8 |" in text
