@@ -69,10 +69,7 @@ case "$command" in
   test)
     setup
     "$PY" -m ruff check .
-    [ $# -gt 0 ] && exec "$PY" -m pytest "$@"
-    # The runtimes' native libraries get a process of their own: beside all the rest they were seen to crash.
-    "$PY" -m pytest --ignore=tests/deploy
-    exec "$PY" -m pytest tests/deploy
+    exec "$PY" -m pytest "$@"
     ;;
   *)
     usage >&2

@@ -122,3 +122,27 @@ def test_wrong_input_is_named(centerx_onnx, tmp_path):
         read_image(tmp_path / "bad.jpg")
     with pytest.raises(ValueError, match=r"must be \(H, W, 3\) uint8, got \(4, 4, 3\) float64"):
         load(centerx_onnx, threads=1)(np.zeros((4, 4, 3)))
+
+
+SIGNALS_AFTER_MODELS = """
+import faulthandler, os, signal, sys
+from d2x.deploy import load
+
+faulthandler.enable()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+first = load(sys.argv[1], threads=1)
+second = load(sys.argv[1], threads=1)
+del first
+del second
+os.kill(os.getpid(), signal.SIGUSR1)
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "ncnn"])
+def test_signals_are_handled_after_models_were_closed(format, request):
+    folder = request.getfixturevalue(f"centerx_{format}")
+    command = [sys.executable, "-c", SIGNALS_AFTER_MODELS, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["handled", "alive"]

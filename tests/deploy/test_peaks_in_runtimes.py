@@ -28,8 +28,7 @@ class Peaks(DetectionGraph):
         return (keep_peaks_without_equality(images),)
 
 
-# ncnn is left out: its library was seen to crash here after many other tests. test_centerx.py runs networks in it.
-@pytest.mark.parametrize("format", ["onnx", "openvino", "caffe", "torch-export"])
+@pytest.mark.parametrize("format", ["onnx", "openvino", "ncnn", "caffe", "torch-export"])
 def test_golden_heatmaps(format, tmp_path):
     exporter, runtimes = get_exporter(format), {}
     manifest = SimpleNamespace(format=format, file=exporter.FILE, inputs={"images": {}}, outputs={"heat": {}})
