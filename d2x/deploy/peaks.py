@@ -65,10 +65,15 @@ def read_peaks(
         min_score: see above; cells of score 0 are never read.
         limit: keep at most so many, the best.
     """
-    classes, row, column = np.nonzero(heat > max(min_score, 0.0))
-    scores = heat[classes, row, column].astype(np.float32)
+    flat = heat.reshape(-1)
+    cells = np.flatnonzero(flat > max(min_score, 0.0))
+    scores = flat[cells].astype(np.float32)
+    if 0 < limit < len(cells):  # sort only the best and their equals: an untrained net has a peak in every ninth cell
+        worst = np.partition(scores, len(scores) - limit)[len(scores) - limit]
+        cells, scores = cells[scores >= worst], scores[scores >= worst]
     best = np.argsort(-scores, kind="stable")[:limit]
-    classes, row, column, scores = classes[best], row[best], column[best], scores[best]
+    scores = scores[best]
+    classes, row, column = np.unravel_index(cells[best], heat.shape)
     centre = np.stack([column, row], axis=1).astype(np.float32)
     centre += 0.5 if offset is None else offset[:, row, column].T
     first = 2 * classes if len(size) > 2 else np.zeros_like(classes)

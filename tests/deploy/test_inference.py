@@ -111,6 +111,21 @@ def test_per_class_sizes_and_no_offsets():
     assert found.classes.tolist() == [1] and found.scores.tolist() == [0.5]
 
 
+@pytest.mark.parametrize("limit", [0, 1, 7, 60, 1000])
+def test_limit_keeps_the_first_of_all_with_ties_in_order(limit):
+    generator = np.random.default_rng(limit)
+    heat = generator.integers(0, 4, (3, 8, 9)).astype(np.float32) / 4  # many equal scores
+    offset, size = generator.random((2, 2, 8, 9), dtype=np.float32)
+    found = read_peaks(heat, offset, size, stride=4, min_score=0.3, limit=limit)
+    cells = [(-heat[cell], cell) for cell in np.ndindex(*heat.shape) if heat[cell] > 0.3]
+    expected = [cell for _, cell in sorted(cells)][:limit]
+    assert found.scores.tolist() == [heat[cell] for cell in expected]
+    assert found.classes.tolist() == [cell[0] for cell in expected]
+    centres = np.array([[column, row] for _, row, column in expected], dtype=np.float32).reshape(-1, 2)
+    shift = np.array([offset[:, row, column] for _, row, column in expected], dtype=np.float32).reshape(-1, 2)
+    np.testing.assert_allclose((found.boxes[:, :2] + found.boxes[:, 2:]) / 2, 4 * (centres + shift), rtol=1e-5)
+
+
 def test_wrong_input_is_named(centerx_onnx, tmp_path):
     with pytest.raises(FileNotFoundError, match="no model.json in .*nowhere"):
         load(tmp_path / "nowhere")

@@ -26,6 +26,8 @@ class Runtime:
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows = [self._run(image) for image in inputs["images"]]
+        if len(rows) == 1:
+            return {name: value[None] for name, value in rows[0].items()}
         return {name: np.stack([row[name] for row in rows]) for name in self._outputs}
 
     def _run(self, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -36,5 +38,5 @@ class Runtime:
                 status, value = extractor.extract(f"out{i}")
                 if status:
                     raise RuntimeError(f"ncnn: no output out{i} ({name}), status {status}")
-                found[name] = np.array(value)
+                found[name] = np.asarray(value)  # keeps the Mat, which owns its memory
         return found
