@@ -113,7 +113,8 @@ class Detector:
 
     def feeds(self, prepared: Sequence[tuple[np.ndarray, tuple[int, int]]]) -> dict[str, np.ndarray]:
         """The runtime's inputs from what ``prepare`` gave for images of one padded size."""
-        feeds = {"images": np.stack([canvas for canvas, _ in prepared])}
+        canvases = [canvas for canvas, _ in prepared]
+        feeds = {"images": canvases[0][None] if len(canvases) == 1 else np.stack(canvases)}
         if "sizes" in self.manifest.inputs:
             feeds["sizes"] = np.array([size for _, size in prepared], dtype=np.int64)
         return feeds
