@@ -1,14 +1,15 @@
 """Attention with an axial bias, without ever holding a number for every (query, pixel) pair when it trains.
 
-``biased_attention`` is the one entry. Four ways compute the same function:
+``biased_attention`` is the one entry. Five ways compute the same function:
 
 - *naive*: the formula as it reads, see ``plain_detr.naive_attention``; the oracle of the tests, and what is exported.
 - *triton*: GPU kernels that read the bias by axis, see ``plain_detr.triton_attention``.
+- *cpp*: compiled kernels for the CPU, see ``plain_detr.cpp_attention``.
 - *fused*: the bias rides in the dot product. With one-hot codes of a key's row and column appended to it, and the
   query's biases appended to the query, q'.k' = q.k / sqrt(d) + bias_y[row] + bias_x[column]; any fused kernel does the
   rest. Exact, but the head grows by Hf + Wf channels, which fused kernels limit.
 - *chunked*: a block of logits at a time, forward and backward, see ``plain_detr.chunked_attention``. For wider maps
-  than the fused kernel takes, and on the CPU, where it is faster than the fused kernel on wide heads.
+  than the fused kernel takes, for float64, and for a CPU without a compiler.
 
 Shape shorthand: N images, h heads, Q queries, L = Hf * Wf keys row by row, d channels of a head.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plain_detr.chunked_attention import axial_bias_attention
+from plain_detr.cpp_attention import cpp_attention, cpp_works
 from plain_detr.naive_attention import attention_weights, naive_biased_attention, padding_mask
 from plain_detr.triton_attention import triton_attention
 from plain_detr.triton_check import triton_works
@@ -29,7 +31,7 @@ __all__ = ["IMPLEMENTATIONS", "attention_weights", "biased_attention", "check_im
 # Largest head of torch's fused GPU kernels.
 FUSED_MAX_CHANNELS = 256
 
-IMPLEMENTATIONS = ("auto", "triton", "fused", "chunked", "naive")
+IMPLEMENTATIONS = ("auto", "triton", "cpp", "fused", "chunked", "naive")
 
 
 def biased_attention(
@@ -54,8 +56,8 @@ def biased_attention(
         padding: (N, L) bool, True for keys that are padding; None means none is.
         padding_value: added to the logits of padded keys. The released code adds -100, which a large bias outweighs.
         bias: (N, h, Q, L), a bias that does not split into axes; excludes the two others.
-        implementation: "auto", or one of the four by name. "auto" takes the first that is possible: the naive form
-            while exporting, on a GPU the kernels and then the fused form, else the chunked one.
+        implementation: "auto", or one of the five by name. "auto" takes the first that is possible: the naive form
+            while exporting, the kernels, on a GPU the fused form, else the chunked one.
 
     Returns:
         (N, h, Q, d) in the type of ``v``.
@@ -81,6 +83,8 @@ def biased_attention(
     key_mask = None if padding is None else padding_mask(padding, padding_value, torch.float32)[:, 0, 0]
     if implementation == "triton":
         return triton_attention(q, k, v, bias_x, bias_y, key_mask)
+    if implementation == "cpp":
+        return cpp_attention(q, k, v, bias_x, bias_y, key_mask)
     return axial_bias_attention(q, k, v, bias_x, bias_y, key_mask)
 
 
@@ -95,6 +99,8 @@ def _choose(q: Tensor, bias_x: Tensor, bias_y: Tensor) -> str:
         return "naive"
     if not torch.compiler.is_compiling() and triton_works(q):
         return "triton"
+    if cpp_works(q):
+        return "cpp"
     fits = q.shape[-1] + bias_x.shape[-1] + bias_y.shape[-1] <= FUSED_MAX_CHANNELS
     return "fused" if q.is_cuda and fits else "chunked"
 

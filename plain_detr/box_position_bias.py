@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from plain_detr.axis_mlp import axis_mlp, axis_mlp_works
 
 # Numbers of the hidden layer held at a time: what is little for a GPU, and what stays in the cache of a CPU.
 HIDDEN_NUMBERS = 1 << 23
@@ -115,6 +116,12 @@ class BoxRPB(nn.Module):
             if self.corners:
                 half = boxes[..., 2:, None] / 2
                 ends = torch.cat([ends - half, ends + half], dim=-1)  # (N, Q, 2 axes, 2 corners)
+            if self.axial and self.scale is linear_offset and axis_mlp_works(boxes):
+                x, y = (
+                    axis_mlp(mlp, ends[:, :, axis].flatten(0, 1), hw[1 - axis], stride)
+                    for axis, mlp in enumerate((self.mlp_x, self.mlp_y))
+                )
+                return AttentionBias(*(one.unflatten(1, boxes.shape[:2]).transpose(0, 1) for one in (x, y)))
             y, x = (
                 (torch.arange(size, dtype=torch.float32, device=boxes.device) + 0.5)[:, None] * stride for size in hw
             )
@@ -137,31 +144,25 @@ def _apply(mlp: nn.Sequential, offsets: Tensor) -> Tensor:
         return mlp(offsets).permute(0, 3, 1, 2)
     first, _, last = mlp
     columns = offsets.flatten(0, 2).t()  # (inputs, R)
-    lanes = 1 if columns.is_cuda else torch.get_num_threads()
     rows = max(1, (HIDDEN_NUMBERS if columns.is_cuda else HIDDEN_NUMBERS_CPU) // first.out_features)
-    in_lanes = F.pad(columns, (0, -columns.shape[1] % lanes)).unflatten(1, (lanes, -1)).transpose(0, 1)
-    out = _PiecewiseMLP.apply(in_lanes.contiguous(), first.weight, first.bias, last.weight, rows)
-    out = out.transpose(0, 1).flatten(1)[:, : columns.shape[1]]
+    out = _PiecewiseMLP.apply(columns.contiguous(), first.weight, first.bias, last.weight, rows)
     return out.unflatten(1, offsets.shape[:3]).transpose(0, 1)
 
 
 class _PiecewiseMLP(torch.autograd.Function):
-    """Linear, ReLU, linear without bias, some columns at a time: (lanes, inputs, R) -> (lanes, outputs, R).
+    """Linear, ReLU, linear without bias, some columns at a time: (inputs, R) -> (outputs, R).
 
     The hidden layer is computed again for the gradients. It is held with columns last: the few outputs then are rows of
-    the last product, and lie as attention wants them. There is a lane for each thread of a CPU: torch shares a batch
-    out among the threads, so what one of them wrote is in its own cache when it reads it. A matrix that they share is
-    split anew by every operation, which two threads lose more by than they gain.
+    the last product, and lie as attention wants them.
     """
 
     @staticmethod
     def forward(ctx, columns, weight, bias, out_weight, rows):
         ctx.save_for_backward(columns, weight, bias, out_weight)
         ctx.rows = rows
-        out = columns.new_empty(len(columns), len(out_weight), columns.shape[2])
+        out = columns.new_empty(len(out_weight), columns.shape[1])
         for part in _parts(columns, rows):
-            hidden = _hidden(columns[..., part], weight, bias)
-            out[..., part] = torch.bmm(_in_each(out_weight, hidden), hidden)
+            torch.mm(out_weight, _hidden(columns[:, part], weight, bias), out=out[:, part])
         return out
 
     @staticmethod
@@ -169,28 +170,22 @@ class _PiecewiseMLP(torch.autograd.Function):
     def backward(ctx, grad):
         columns, weight, bias, out_weight = ctx.saved_tensors
         grad_columns = torch.empty_like(columns) if ctx.needs_input_grad[0] else None
-        grads = [one.new_zeros(len(columns), *one.shape) for one in (weight, bias, out_weight)]
-        grad_weight, grad_bias, grad_out_weight = grads
+        grad_weight, grad_bias, grad_out_weight = (torch.zeros_like(one) for one in (weight, bias, out_weight))
         for part in _parts(columns, ctx.rows):
-            hidden = _hidden(columns[..., part], weight, bias)
-            grad_out = grad[..., part]
-            grad_out_weight.baddbmm_(grad_out, hidden.transpose(1, 2))
-            grad_hidden = torch.bmm(_in_each(out_weight.t(), hidden), grad_out).mul_(hidden.sign_())
-            grad_weight.baddbmm_(grad_hidden, columns[..., part].transpose(1, 2))
-            grad_bias += grad_hidden.sum(2)
+            hidden = _hidden(columns[:, part], weight, bias)
+            grad_out_weight.addmm_(grad[:, part], hidden.t())
+            grad_hidden = torch.mm(out_weight.t(), grad[:, part]).mul_(hidden.sign_())
+            grad_weight.addmm_(grad_hidden, columns[:, part].t())
+            grad_bias += grad_hidden.sum(1)
             if grad_columns is not None:
-                grad_columns[..., part] = torch.bmm(_in_each(weight.t(), hidden), grad_hidden)
-        return grad_columns, *(one.sum(0) for one in grads), None
+                grad_columns[:, part] = torch.mm(weight.t(), grad_hidden)
+        return grad_columns, grad_weight, grad_bias, grad_out_weight, None
 
 
 def _hidden(columns: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(lanes, inputs, R) -> (lanes, hidden, R)."""
-    return torch.baddbmm(bias[:, None], _in_each(weight, columns), columns).relu_()
-
-
-def _in_each(matrix: Tensor, lanes: Tensor) -> Tensor:
-    return matrix.expand(len(lanes), -1, -1)
+    """(inputs, R) -> (hidden, R)."""
+    return torch.addmm(bias[:, None], weight, columns).relu_()
 
 
 def _parts(columns: Tensor, rows: int) -> list[slice]:
-    return [slice(start, start + rows) for start in range(0, columns.shape[2], rows)]
+    return [slice(start, start + rows) for start in range(0, columns.shape[1], rows)]

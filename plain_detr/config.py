@@ -58,7 +58,7 @@ def add_plain_detr_config(cfg: CN) -> None:
     node.PROPOSALS.CLASS_AWARE = False
     node.PROPOSALS.MIXED_SELECTION = True  # learned content, position from the box; False: both from the box
 
-    node.ATTENTION = "auto"  # "auto", "fused", "chunked" or "naive", see plain_detr/attention.py
+    node.ATTENTION = "auto"  # "auto", "triton", "cpp", "fused", "chunked" or "naive", see plain_detr/attention.py
     node.CHECKPOINT_DECODER = False  # recompute decoder layers in the backward pass: less memory, more time
 
     _add_losses(node)

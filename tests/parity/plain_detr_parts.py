@@ -28,7 +28,7 @@ from plain_detr.swin_v2 import SwinV2
 from tests.parity.golden import Golden
 
 RELEASED_PADDING_LOGIT = -100.0
-IMPLEMENTATIONS = ["chunked", "fused", "naive"]
+IMPLEMENTATIONS = ["chunked", "cpp", "fused", "naive"]
 
 
 def check(name: str, actual: Tensor, expected: Tensor, tolerance: dict) -> None:

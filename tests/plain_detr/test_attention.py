@@ -1,4 +1,4 @@
-"""The three forms of biased attention are one function."""
+"""The forms of biased attention are one function."""
 
 import math
 

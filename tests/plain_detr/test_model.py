@@ -259,7 +259,7 @@ def test_activation_checkpointing_changes_nothing():
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("implementation", ["fused", "chunked"])
+@pytest.mark.parametrize("implementation", ["fused", "chunked", "cpp"])
 def test_every_form_of_attention_gives_the_same_step(implementation):
     records = [random_record(64, 96, 3, 0), random_record(96, 64, 2, 1)]
     losses = {}
