@@ -128,6 +128,8 @@ def shared_bias_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tens
     Returns:
         (N, A, T, d).
     """
+    if torch.compiler.is_exporting():  # the fused operator has one memory layout when traced, another when decomposed
+        return (q @ k.transpose(-1, -2) + bias.to(q.dtype)).softmax(-1) @ v
     if q.is_cuda or not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None], scale=1.0)
     return _SharedBias.apply(*(one.transpose(0, 1) for one in (q, k, v)), bias).transpose(0, 1)

@@ -135,9 +135,12 @@ class CosineAttention(nn.Module):
         query, key, value = self._project(x)
         bias = self.position_bias(grid_hw)
         if mask is not None:
-            # Fold the windows of a map into the heads: one bias of (S * A, T, T) then serves every map of the batch.
-            bias = (bias + mask[:, None]).flatten(0, 1)
-            fold = (count // len(mask), len(mask) * self.num_heads, tokens, -1)
+            # One bias of every window serves every map of the batch: windows become heads of the map, which the fused
+            # operator takes. An export keeps them apart: OpenVINO fails to simplify a graph that folds them.
+            bias = bias + mask[:, None]
+            fold = (count // len(mask), *bias.shape[:2], tokens, -1)
+            if not torch.compiler.is_exporting():
+                bias, fold = bias.flatten(0, 1), (fold[0], -1, tokens, dim // self.num_heads)
             query, key, value = query.reshape(fold), key.reshape(fold), value.reshape(fold)
         mixed = shared_bias_attention(query, key, value, bias)
         mixed = mixed.reshape(count, self.num_heads, tokens, -1).transpose(1, 2).reshape(count, tokens, dim)
