@@ -7,6 +7,7 @@ computes all 1800 queries at inference.
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,9 @@ from benchmarks.baselines.detector import ReleasedPlainDETR
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
 from benchmarks.memory import peak_memory
 from benchmarks.report import write
+from d2x.deploy.check import Tolerance
+from d2x.deploy.export import ExportOptions, export_model
+from d2x.deploy.infer import load
 from d2x.engine.compile_blocks import compile_blocks
 from d2x.engine.errors import one_line_errors
 from d2x.engine.load_cfg import load_cfg
@@ -29,6 +33,7 @@ from d2x.engine.recipe import get_recipe
 
 CONFIG = "projects/PlainDETR/configs/released/swinv2_s_mim_boxrpb_delta.yaml"
 RELEASED, OURS, COMPILED = "released", "ours", "compiled"
+EXPORTED = ("onnx", "openvino")
 BARS = {"training": Bar(time=0.5, memory=0.45), "inference": Bar(time=0.4)}
 OBJECTS = 8  # boxes of the one training image
 QUICK = [
@@ -41,11 +46,14 @@ QUICK = [
 def config(config_file: str, quick: bool, words: list[str]) -> CfgNode:
     """The released settings on the CPU, with COCO's 80 classes."""
     fixed = ["MODEL.DEVICE", "cpu", "MODEL.PLAIN_DETR.NUM_CLASSES", "80", "MODEL.BACKBONE.WEIGHTS", ""]
-    return load_cfg(config_file, [*fixed, *(QUICK if quick else []), *words])
+    names = ["DATASETS.CLASS_NAMES", str([f"class {index}" for index in range(80)])]
+    return load_cfg(config_file, [*fixed, *names, *(QUICK if quick else []), *words])
 
 
 def build(variant: str, task: str, hw: tuple[int, int], cfg: CfgNode) -> Callable:
     """A training step or a detection of one variant as something to run."""
+    if variant in EXPORTED:
+        return _exported(variant, hw, cfg)
     torch.manual_seed(0)
     model = ReleasedPlainDETR(cfg) if variant == RELEASED else build_model(cfg)
     model.train(task == "training")
@@ -61,6 +69,20 @@ def build(variant: str, task: str, hw: tuple[int, int], cfg: CfgNode) -> Callabl
 def _detect(model, batch: list[dict]) -> None:
     with torch.no_grad():
         model(batch)
+
+
+def _exported(form: str, hw: tuple[int, int], cfg: CfgNode) -> Callable:
+    """A detection by an exported model, from the same pixels to boxes; exporting checks it against PyTorch."""
+    torch.manual_seed(0)
+    model, cfg = build_model(cfg), cfg.clone()
+    pixels = _record(*hw)["image"].permute(1, 2, 0).contiguous().numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.MODEL.WEIGHTS = str(Path(folder) / "model.pth")
+        torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
+        options = ExportOptions(format=form, size=hw, tolerance=Tolerance())
+        export_model(cfg, Path(folder) / form, options, check_images={"noise": pixels})
+        detector = load(Path(folder) / form, threads=torch.get_num_threads())
+    return partial(detector, pixels)
 
 
 def _step(model, optimizer, batch: list[dict]) -> None:
@@ -95,6 +117,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--train-size", default="512x512", help="HxW of the training image (default %(default)s)")
     parser.add_argument("--compiled", action="store_true", help="torch.compile at inference, too (minutes to start)")
+    parser.add_argument(
+        "--exported",
+        nargs="+",
+        choices=EXPORTED,
+        default=[],
+        help="exported forms at inference, too (minutes to start)",
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory of the step")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
     add_options(parser, "plain_detr_step")
@@ -122,7 +151,9 @@ def main(argv: list[str] | None = None) -> list[Comparison]:
     queries = f"{cfg.MODEL.PLAIN_DETR.NUM_QUERIES}+{cfg.MODEL.PLAIN_DETR.ONE_TO_MANY.QUERIES} queries"
     found: list[Comparison] = []
     for task, hw in jobs:
-        names = [RELEASED, OURS] + ([COMPILED] if args.compiled and task == "inference" else [])
+        names = [RELEASED, OURS]
+        if task == "inference":
+            names += [COMPILED] * args.compiled + args.exported
         peaks = {}
         if task == "training" and not (args.no_memory or args.quick):
             peaks = {name: peak_memory(build, name, task, hw, cfg) for name in (RELEASED, OURS)}

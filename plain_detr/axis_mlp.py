@@ -93,6 +93,11 @@ def _units(weight: Tensor, bias: Tensor, cells: int, step: float) -> _Units:
     return _Units(weight, bias + slope * origin, slope.abs() * step, origin, direction, first)
 
 
+def _threads(ends: Tensor) -> int:
+    """Two chunks for each at least: torch's own threads still watch for work, and a late helper is waited for."""
+    return max(1, min(torch.get_num_threads(), len(ends) // (2 * CHUNK)))
+
+
 def _lanes(out_weight: Tensor) -> list[Tensor]:
     """(heads, K) -> groups of heads as (K, LANES) float64."""
     padded = F.pad(out_weight.double().t(), (0, -len(out_weight) % LANES))
@@ -110,7 +115,7 @@ def _axis_mlp(ends: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, ce
         both = torch.stack([table, table * units.rise[:, None]], 1).float()
         cpp_library.call(
             "axis_mlp_forward", ends, *units.kernel_arguments(), both,
-            ends.shape[1], len(weight), cells, len(ends), len(part), CHUNK, torch.get_num_threads(), part,
+            ends.shape[1], len(weight), cells, len(ends), len(part), CHUNK, _threads(ends), part,
         )  # fmt: skip
     return out
 
@@ -141,7 +146,7 @@ def _axis_mlp_backward(
         table_ends = (units.weight[:, :, None] * table[:, None]).float() if of_ends else None
         cpp_library.call(
             "axis_mlp_backward", ends, *units.kernel_arguments(), part,
-            inputs, len(weight), cells, len(ends), len(part), CHUNK, torch.get_num_threads(),
+            inputs, len(weight), cells, len(ends), len(part), CHUNK, _threads(ends),
             sums[-1], table_ends, grad_ends if of_ends else None,
         )  # fmt: skip
     # Of the gradient over a unit's cells: times each end, once, and times the cell; (K, outputs) each.

@@ -12,6 +12,7 @@ from d2x.deploy.check import Tolerance, compare
 from d2x.deploy.evaluate import to_detections
 from d2x.engine.predictor import Predictor
 from plain_detr.export import build_graph
+from tests.plain_detr.test_backbones import VIT
 
 from .builders import compare_all, pictures, tiny_plain_detr
 
@@ -62,6 +63,40 @@ def test_a_fixed_size(format, plain_detr_cfg, fixed):
     detector = load(fixed(format), threads=1)
     found = compare_all(plain_detr_cfg, detector, [np.resize(one, (96, 128, 3)) for one in pictures(5)])
     assert found.within(LIMITS), str(found)
+
+
+# name -> (backbone, its output): blocks that the quick-start's backbone has not.
+BACKBONES = {
+    "swin_v2": (
+        [
+            "MODEL.BACKBONE.NAME", "build_swin_v2_backbone", "MODEL.SWIN_V2.EMBED_DIM", 24,
+            "MODEL.SWIN_V2.DEPTHS", (2, 1, 2, 2), "MODEL.SWIN_V2.NUM_HEADS", (3, 3, 2, 2),
+            "MODEL.SWIN_V2.WINDOW_SIZE", 4,
+        ],
+        "p5",
+    ),
+    "vit": (VIT, "p4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_transformer_backbones_at_a_fixed_size(name, export, tmp_path):
+    """OpenVINO reads our ONNX, so that one export tries both."""
+    words, feature = BACKBONES[name]
+    node = "MODEL.PLAIN_DETR."
+    cfg = tiny_plain_detr(
+        tmp_path,
+        *words,
+        node + "IN_FEATURE",
+        feature,
+        node + "FEATURE_STRIDE",
+        16,
+        node + "PROPOSALS.STRIDES",
+        [8, 16, 32],
+    )
+    detector = load(export(cfg, "openvino", size=(128, 160)), threads=1)
+    found = compare_all(cfg, detector, [np.resize(one, (128, 160, 3)) for one in pictures(3)])
+    assert found.detections > 10 and found.within(LIMITS), str(found)
 
 
 def test_a_fixed_size_makes_position_tables_constants(fixed, plain_detr_onnx):

@@ -63,7 +63,7 @@ def test_auto_takes_the_kernels_where_they_fit():
 def test_results_do_not_depend_on_threads(monkeypatch):
     tensors = [tensor.float() for tensor in inputs(queries=130, height=9, width=13, channels=32)]
     attention = CrossAttention(hidden_dim=32, num_heads=4, box_rpb=BoxRPB(num_heads=4, hidden_dim=40))
-    boxes = torch.rand(2, 300, 4) * 150
+    boxes = torch.rand(2, 800, 4) * 150
     results = []
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
