@@ -8,7 +8,6 @@ units times the cells. Nothing is approximated. ``csrc/axis_mlp.cpp`` does that;
 give the backward pass as cheaply.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -50,13 +49,8 @@ def axis_mlp_works(ends: Tensor) -> bool:
     return _proven()
 
 
-@torch.compiler.assume_constant_result
+@cpp_library.once
 def _proven() -> bool:
-    return _prove()
-
-
-@functools.cache
-def _prove() -> bool:
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(shape, generator=generator) for shape in ((300, 2), (20, 2), (20,), (5, 20))]
 

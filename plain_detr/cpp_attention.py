@@ -4,7 +4,6 @@ About as fast as torch's fused attention without any bias. They are operators of
 them as they are.
 """
 
-import functools
 import math
 
 import torch
@@ -148,13 +147,8 @@ def _sizes(q: Tensor, hw: tuple[int, int]) -> tuple[int, ...]:
     return images * heads, heads, queries, hw[0], hw[1] + _missing(hw), channels, torch.get_num_threads()
 
 
-@torch.compiler.assume_constant_result
+@cpp_library.once
 def _proven() -> bool:
-    return _prove()
-
-
-@functools.cache
-def _prove() -> bool:
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, 2, 50, 24), (1, 2, 5 * 18, 24), (1, 2, 5 * 18, 24), (1, 2, 50, 18), (1, 2, 50, 5)]
     tensors = [torch.randn(shape, generator=generator) for shape in shapes]

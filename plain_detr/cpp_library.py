@@ -39,6 +39,17 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def once(function: Callable[[], bool]) -> Callable[[], bool]:
+    """A check that runs once a process, and whose result torch.compile takes as it is."""
+    kept = functools.cache(function)
+
+    @torch.compiler.assume_constant_result
+    def result() -> bool:
+        return kept()
+
+    return result
+
+
 def proven(what: str, fast: Callable, plain: Callable, tensors: Sequence[Tensor]) -> bool:
     """Whether the kernels are there, and ``fast`` has the values and gradients of ``plain``: compilers differ."""
     if library() is None:
