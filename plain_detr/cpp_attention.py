@@ -15,6 +15,8 @@ from plain_detr.cpp_library import LANES
 from plain_detr.naive_attention import naive_biased_attention
 
 MAX_CHANNELS = 256
+# Below that the start of a thread, beside torch's own that still watch for work, costs more than it gains.
+PRODUCTS_A_THREAD = 1 << 25
 
 
 def cpp_works(q: Tensor) -> bool:
@@ -144,7 +146,10 @@ def _missing(hw: tuple[int, int]) -> int:
 
 def _sizes(q: Tensor, hw: tuple[int, int]) -> tuple[int, ...]:
     images, heads, queries, channels = q.shape
-    return images * heads, heads, queries, hw[0], hw[1] + _missing(hw), channels, torch.get_num_threads()
+    height, width = hw[0], hw[1] + _missing(hw)
+    products = images * heads * queries * height * width * channels
+    threads = max(1, min(torch.get_num_threads(), products // PRODUCTS_A_THREAD))
+    return images * heads, heads, queries, height, width, channels, threads
 
 
 @cpp_library.once
