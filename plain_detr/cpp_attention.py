@@ -21,9 +21,7 @@ PRODUCTS_A_THREAD = 1 << 25
 
 def cpp_works(q: Tensor) -> bool:
     """Whether "auto" may take the kernels: queries on the CPU of a width that they know, and kernels that are right."""
-    if q.device.type != "cpu" or q.dtype == torch.float64 or q.shape[-1] % LANES or q.shape[-1] > MAX_CHANNELS:
-        return False
-    return _proven()
+    return q.device.type == "cpu" and q.dtype != torch.float64 and _knows(q.shape[-1]) and _proven()
 
 
 def cpp_attention(q: Tensor, k: Tensor, v: Tensor, bias_x: Tensor, bias_y: Tensor, mask: Tensor | None) -> Tensor:
@@ -43,7 +41,7 @@ def cpp_attention(q: Tensor, k: Tensor, v: Tensor, bias_x: Tensor, bias_y: Tenso
         ValueError: another d.
     """
     channels = q.shape[-1]
-    if channels % LANES or channels > MAX_CHANNELS:
+    if not _knows(channels):
         raise ValueError(f"heads of {channels} channels; the C++ kernels know multiples of {LANES} to {MAX_CHANNELS}")
     if mask is None:
         mask = q.new_zeros(len(k), k.shape[2])
@@ -120,6 +118,10 @@ def _differentiate(ctx, grad_out, *_):
 
 
 _attention.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _knows(channels: int) -> bool:
+    return channels % LANES == 0 and channels <= MAX_CHANNELS
 
 
 def _rows(keys: Tensor, hw: tuple[int, int]) -> Tensor:
