@@ -23,7 +23,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["centerx*", "plain_detr*", "d2x*"]),
-    package_data={"plain_detr": ["csrc/*"]},
+    package_data={"plain_detr": ["attention/csrc/*"]},
     python_requires=">=3.10",
     # detectron2 is not listed: no package index has it under its own name. `./run.sh setup` installs it (see README).
     install_requires=[

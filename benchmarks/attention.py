@@ -16,9 +16,9 @@ from benchmarks.baselines.attention import MaterialisedCrossAttention
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
 from benchmarks.memory import peak_memory
 from benchmarks.report import write
-from d2x.engine.errors import one_line_errors
-from plain_detr.box_position_bias import BoxRPB
+from d2x.errors import one_line_errors
 from plain_detr.decoder_layer import CrossAttention
+from plain_detr.modulation.box_rpb import BoxRPB
 
 MATERIALISED, AXIAL, NO_BIAS = "materialised", "BoxRPB", "no bias"
 STRIDE = 16

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from d2x.data.cache import write_atomically  # noqa: E402
+from d2x.atomic_files import write_text  # noqa: E402
 
 SIZES = {  # images, annotations, whether each has a polygon, whether image files are made
     "coco": (118_287, 860_001, True, True),
@@ -79,9 +79,9 @@ def start(json_file: str, images: str, need_images: bool) -> dict:
     """What a training start does with the data; seconds and memory of this process."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    from d2x.data.coco_cache import open_index
-    from d2x.data.coco_index import IndexedRecords
-    from d2x.data.training_set import are_wide, training_records
+    from d2x.data.index.cache import open_index
+    from d2x.data.index.coco_index import IndexedRecords
+    from d2x.data.sets.training_set import are_wide, training_records
 
     imported = _memory()
     wall, processor = time.perf_counter(), time.process_time()
@@ -109,8 +109,8 @@ def workers(json_file: str, images: str, need_images: bool, count: int) -> dict:
     import torch
     from torch.utils.data import DataLoader
 
-    from d2x.data.coco_cache import open_index
-    from d2x.data.coco_index import IndexedRecords
+    from d2x.data.index.cache import open_index
+    from d2x.data.index.coco_index import IndexedRecords
 
     records = IndexedRecords(open_index(json_file, images, need_images=need_images), images, "big")
     number = min(20_000 * count, len(records))
@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
             print(row, flush=True)
             lines.append(row)
     if args.table:
-        write_atomically(Path(args.table), "\n".join(lines) + "\n")
+        write_text(Path(args.table), "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from detectron2.modeling import build_model
 import centerx  # noqa: F401  (registers the model, its recipe and its deployment)
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
 from benchmarks.report import write
+from d2x.config.load import load_cfg
 from d2x.deploy.check import Tolerance
 from d2x.deploy.export import ExportOptions, export_model
 from d2x.deploy.infer import load
-from d2x.engine.errors import one_line_errors
-from d2x.engine.fast_inference import fold_for_inference
-from d2x.engine.load_cfg import load_cfg
+from d2x.errors import one_line_errors
+from d2x.inference.fold import fold_for_inference
 
 CONFIG = "projects/CenterX/configs/centernet_R_18_70ep.yaml"
 EAGER, FOLDED, COMPILED = "eager", "folded", "compiled"

@@ -15,7 +15,7 @@ from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
 from benchmarks.report import write
 from centerx.heatmap_losses import heatmap_focal_loss
 from centerx.targets import make_targets
-from d2x.engine.errors import one_line_errors
+from d2x.errors import one_line_errors
 
 LOOP, BATCH = "loop", "batch"
 BAR = Bar(time=0.1)

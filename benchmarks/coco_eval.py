@@ -24,7 +24,7 @@ from detectron2.structures import Boxes, Instances
 from benchmarks.growth import draw_growth, growth_table
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
 from benchmarks.report import write
-from d2x.engine.errors import one_line_errors
+from d2x.errors import one_line_errors
 from d2x.evaluation.coco import HotCocoEvaluator
 
 PLAIN, FAST = "pycocotools", "hotcoco"

@@ -22,11 +22,11 @@ from benchmarks.baselines.data_loading import plain_mapper
 from benchmarks.growth import draw_growth, growth_table
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
 from benchmarks.report import write
+from d2x.config.load import load_cfg
 from d2x.data.mapper import make_train_mapper
-from d2x.engine.errors import one_line_errors
-from d2x.engine.load_cfg import load_cfg
-from d2x.engine.recipe import get_recipe
-from d2x.engine.seeding import Place, SeededDataset
+from d2x.detectors import get_recipe
+from d2x.engine.resume.seeding import Place, SeededDataset
+from d2x.errors import one_line_errors
 
 CONFIG = "projects/PlainDETR/configs/swinv2_s_sup_boxrpb_12ep.yaml"
 PLAIN, FAST = "detectron2", "fast"

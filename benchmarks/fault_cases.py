@@ -32,8 +32,8 @@ from benchmarks.tiny_run import (
     wait,
     wait_for_checkpoint,
 )
-from d2x.engine.durable import atomic_write
-from d2x.engine.fingerprint import differences
+from d2x.atomic_files import atomic_write
+from d2x.checkpoint.fingerprint import differences
 
 
 class Outcome(NamedTuple):
@@ -94,7 +94,7 @@ def sigkill(place: Place) -> Outcome:
             ended = kill_at_random(words, place.output, place.log, rng, start=3, steps=0.6)
             found["kills" if ended == -signal.SIGKILL else "finished_before"] += 1
             bar.update(ended == -signal.SIGKILL)
-            with atomic_write(str(counter)) as file:
+            with atomic_write(counter) as file:
                 file.write(json.dumps(found).encode())
             if ended != -signal.SIGKILL:
                 break

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from benchmarks.fault_cases import CASES, OPTS, Outcome, Place
 from benchmarks.tiny_run import command, run
-from d2x.engine.durable import atomic_write
-from d2x.engine.errors import one_line_errors
+from d2x.atomic_files import atomic_write
+from d2x.errors import one_line_errors
 
 EPILOG = """Finished cases are read from OUTPUT/results.json, and the series of kills goes on where it was: start it
 again after an interruption. --only repeats cases. Needs Linux; the cases that mount something need root, and do without
@@ -71,10 +71,10 @@ def main(argv: list[str] | None = None) -> int:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         results[name] = CASES[name](Place(folder / "run", folder / "printed.txt", whole, args.kills, args.seed))
-        with atomic_write(str(saved)) as file:
+        with atomic_write(saved) as file:
             file.write(json.dumps(results, indent=1).encode())
     table = write_table(results)
-    with atomic_write(str(output / "faults.md")) as file:
+    with atomic_write(output / "faults.md") as file:
         file.write(table.encode())
     if args.table:
         put_into(Path(args.table), table)

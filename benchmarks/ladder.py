@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 import centerx  # noqa: F401  (a config may hold the keys of every detector)
 import plain_detr  # noqa: F401
-from d2x.engine.checkpoint import atomic_write
-from d2x.engine.errors import one_line_errors
-from d2x.engine.load_cfg import load_cfg
+from d2x.atomic_files import atomic_write
+from d2x.config.load import load_cfg
+from d2x.errors import one_line_errors
 from d2x.report.curves import read_metrics
 
 matplotlib.use("Agg")
@@ -131,7 +131,7 @@ def run(rung: str, seed: int, args: argparse.Namespace) -> Result:
             raise ValueError(f"{folder} holds a run of other settings: delete it, or choose another --output")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(str(note)) as file:
+        with atomic_write(note) as file:
             file.write(json.dumps(settings, indent=1).encode())
     if not (folder / "model_final.pth").exists():
         keys["OUTPUT_DIR"] = str(folder)
@@ -145,9 +145,7 @@ def _train(folder: Path, words: Sequence[str], args: argparse.Namespace) -> None
     if args.jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
     with open(folder / "output.txt", "ab") as log:
-        done = subprocess.run(
-            [*command, *words], stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
-        )
+        done = subprocess.run([*command, *words], stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
     if done.returncode or not (folder / "model_final.pth").exists():
         last = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise ValueError(f"training in {folder} failed: {' '.join(last)} (all of it: {folder / 'output.txt'})")
@@ -192,7 +190,7 @@ def write_table(results: Sequence[Result], output: Path, config: str) -> str:
         f"\n\nSeeds {', '.join(map(str, seeds))}; s.d. is the sample standard deviation over them. Every run has the"
         f" settings of `{config}` except for what its rung changes, and the same number of iterations.\n"
     )
-    with atomic_write(str(output)) as file:
+    with atomic_write(output) as file:
         file.write(text.encode())
     return text
 
@@ -236,7 +234,7 @@ def main(argv: list[str] | None = None) -> list[Result]:
     shown = str(config.relative_to(ROOT)) if config.is_relative_to(ROOT) else config.name
     print("\n" + write_table(results, output / "ladder.md", shown))
     draw(results, output / "ladder.png")
-    with atomic_write(str(output / "ladder.json")) as file:
+    with atomic_write(output / "ladder.json") as file:
         file.write(json.dumps([result._asdict() for result in results], indent=1).encode())
     print(f"{output}: ladder.md, ladder.png, ladder.json ({(time.perf_counter() - start) / 60:.1f} minutes)")
     return results

@@ -10,7 +10,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from benchmarks.tiny_run import ROOT, last_checkpoint
-from d2x.engine.errors import one_line_errors
+from d2x.errors import one_line_errors
 from tools import train_net
 
 

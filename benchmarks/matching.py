@@ -14,7 +14,7 @@ from benchmarks.baselines.matching import PerLayerCriterion
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
 from benchmarks.random_sets import random_sets
 from benchmarks.report import write
-from d2x.engine.errors import one_line_errors
+from d2x.errors import one_line_errors
 from plain_detr.criterion import LossWeights, SetCriterion
 from plain_detr.hybrid import QueryGroups, match_tasks
 from plain_detr.matcher import CostWeights, HungarianMatcher

@@ -22,14 +22,14 @@ from benchmarks.baselines.detector import ReleasedPlainDETR
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
 from benchmarks.memory import peak_memory
 from benchmarks.report import write
+from d2x.config.load import load_cfg
 from d2x.deploy.check import Tolerance
 from d2x.deploy.export import ExportOptions, export_model
 from d2x.deploy.infer import load
+from d2x.detectors import get_recipe
 from d2x.engine.compile_blocks import compile_blocks
-from d2x.engine.errors import one_line_errors
-from d2x.engine.load_cfg import load_cfg
 from d2x.engine.optim import build_optimizer
-from d2x.engine.recipe import get_recipe
+from d2x.errors import one_line_errors
 
 CONFIG = "projects/PlainDETR/configs/released/swinv2_s_mim_boxrpb_delta.yaml"
 RELEASED, OURS, COMPILED = "released", "ours", "compiled"

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 
 from benchmarks.harness import QUIET, Comparison, machine
-from d2x.engine.checkpoint import atomic_write
+from d2x.atomic_files import atomic_write
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

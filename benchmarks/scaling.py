@@ -17,8 +17,8 @@ from tqdm import tqdm
 from benchmarks.attention import AXIAL, MATERIALISED, STRIDE, Size, build
 from benchmarks.harness import add_options, machine, measure, prepare
 from benchmarks.memory import peak_memory
-from d2x.engine.checkpoint import atomic_write
-from d2x.engine.errors import one_line_errors
+from d2x.atomic_files import atomic_write
+from d2x.errors import one_line_errors
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -132,9 +132,9 @@ def main(argv: list[str] | None = None) -> list[Point]:
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     text = table(found)
-    with atomic_write(str(output / "scaling.md")) as file:
+    with atomic_write(output / "scaling.md") as file:
         file.write(text.encode())
-    with atomic_write(str(output / "scaling.json")) as file:
+    with atomic_write(output / "scaling.json") as file:
         file.write(json.dumps({"machine": machine(), "points": [one._asdict() for one in found]}, indent=1).encode())
     draw(found, output / "scaling.png")
     print(f"\n{text}\n{output}: scaling.md, scaling.json, scaling.png")

@@ -23,10 +23,10 @@ from tqdm import tqdm
 import centerx  # noqa: F401  (registers the model and its recipe)
 from benchmarks.harness import Comparison, OthersShare, add_options, prepare
 from benchmarks.report import write
-from d2x.engine.errors import one_line_errors
+from d2x.config.load import load_cfg, prepare_data
 from d2x.engine.launch import launch
-from d2x.engine.load_cfg import load_cfg, prepare_data
 from d2x.engine.trainer import Trainer
+from d2x.errors import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "projects/CenterX/configs/quickstart.yaml"

@@ -5,13 +5,14 @@ import importlib.util
 if importlib.util.find_spec("detectron2") is None:
     raise ImportError("centerx needs detectron2, which is not installed here: run `./run.sh setup`")
 
-from centerx import export, fcos_recipe, recipe
+from centerx import export, recipe
 from centerx.centernet import CenterNet
 from centerx.config import add_centerx_config
-from centerx.distilled_centernet import DistilledCenterNet
-from centerx.distilled_fcos import DistilledFCOS, FCOSDetector
+from centerx.distill.distilled_centernet import DistilledCenterNet
+from centerx.fcos import recipe as fcos_recipe
+from centerx.fcos.distilled_fcos import DistilledFCOS, FCOSDetector
 from d2x.deploy.graph import register_deployment
-from d2x.engine.recipe import register_recipe
+from d2x.detectors import register_recipe
 
 register_recipe("CenterNet", recipe)
 register_recipe("DistilledCenterNet", recipe)

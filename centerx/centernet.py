@@ -87,7 +87,7 @@ class CenterNet(DenseDetector):
     def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.CENTERNET
         if node.NUM_CLASSES < 1:
-            raise ValueError("MODEL.CENTERNET.NUM_CLASSES is 0: set it, or let d2x.engine.load_cfg.prepare_data do so")
+            raise ValueError("MODEL.CENTERNET.NUM_CLASSES is 0: set it, or let d2x.config.load.prepare_data do so")
         backbone = build_upsampled_backbone(cfg)
         (shape,) = backbone.output_shape().values()
         return {

@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode as CN
 
-from centerx.distill_config import add_distill_config
+from centerx.distill.config import add_distill_config
 
 
 def add_centerx_config(cfg: CN) -> None:
@@ -58,12 +58,6 @@ def add_centerx_config(cfg: CN) -> None:
     node.INFERENCE.BATCH_INDEPENDENT = True
     node.INFERENCE.CENTRES_IN_PADDING = False  # True, as released: detections centred outside the image stay
     node.INFERENCE.CLIP_BOXES = True  # to the image, dropping empty ones; False, as released: boxes as decoded
-
-    # Pre-trained weights of MODEL.BACKBONE alone: a file (.pth, .safetensors) with its parameter names, or, for the
-    # torchvision backbones, a name of torchvision's, "IMAGENET1K_V1" or "DEFAULT", to download. Read when training
-    # starts from iteration 0 without MODEL.WEIGHTS.
-    if "WEIGHTS" not in cfg.MODEL.BACKBONE:
-        cfg.MODEL.BACKBONE.WEIGHTS = ""
 
     # Augmentation in training, in this order: INPUT.RANDOM_FLIP, zoom out, INPUT.CROP, resize, colour.
     cfg.INPUT.CENTERX = CN()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from centerx.predictions import SparseHeatmap
-from d2x.engine.normalizer import shared_normalizer
+from d2x.engine.losses.normalizer import shared_normalizer
 
 # (logits, target of each or 0 for all) -> loss of each cell.
 CellLoss = Callable[[Tensor, Tensor | float], Tensor]

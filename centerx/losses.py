@@ -6,7 +6,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from centerx.heatmap_losses import classes_with_objects, heatmap_focal_loss, heatmap_mse_loss, quality_focal_loss
 from centerx.predictions import CenterPredictions, CenterTargets
-from d2x.engine.normalizer import shared_normalizer
+from d2x.engine.losses.normalizer import shared_normalizer
 
 HEATMAP_LOSSES = ("focal", "quality_focal", "mse")
 SIZE_LOSSES = ("l1", "giou")

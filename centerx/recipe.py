@@ -7,8 +7,8 @@ from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
 from centerx.config import add_centerx_config as add_config
+from centerx.distill.student import DistillationHook, Student
 from centerx.resize import FitInto
-from centerx.student import DistillationHook, Student
 from d2x.data.augment import BoxCentreCrop, CenterAffine, StrongColour, ZoomOut
 from d2x.data.fast_resize import Resize, ResizeShortestEdge
 from d2x.engine.backbone_weights import LoadBackboneWeights

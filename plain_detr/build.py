@@ -4,18 +4,16 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
 from plain_detr.box_coder import BOX_CODERS, BoxCoder
-from plain_detr.box_position_bias import BoxRPB
 from plain_detr.criterion import LossWeights, SetCriterion
 from plain_detr.decoder import Decoder
 from plain_detr.decoder_layer import CrossAttention, DecoderLayer
 from plain_detr.encoder import Encoder
 from plain_detr.hybrid import QueryGroups
-from plain_detr.input_projection import InputProjection
 from plain_detr.matcher import CostWeights, HungarianMatcher
+from plain_detr.modulation.box_rpb import BoxRPB
 from plain_detr.prediction_head import PredictionHead
-from plain_detr.proposals import Proposals
-from plain_detr.queries import QueryInitializer
-from plain_detr.rescale import rescale
+from plain_detr.proposals import Proposals, QueryInitializer
+from plain_detr.rescale import InputProjection, rescale
 
 
 def build_parts(cfg: CfgNode) -> dict:

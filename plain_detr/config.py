@@ -2,8 +2,6 @@
 
 from detectron2.config import CfgNode as CN
 
-from plain_detr.backbone_config import add_plain_backbone_config
-
 
 def add_plain_detr_config(cfg: CN) -> None:
     """Declare ``MODEL.PLAIN_DETR.*`` and the keys of its recipe; values are those of the paper's best Swin-S model."""
@@ -58,12 +56,11 @@ def add_plain_detr_config(cfg: CN) -> None:
     node.PROPOSALS.CLASS_AWARE = False
     node.PROPOSALS.MIXED_SELECTION = True  # learned content, position from the box; False: both from the box
 
-    node.ATTENTION = "auto"  # "auto", "triton", "cpp", "fused", "chunked" or "naive", see plain_detr/attention.py
+    node.ATTENTION = "auto"  # "auto", "triton", "cpp", "fused", "chunked" or "naive", see plain_detr/attention
     node.CHECKPOINT_DECODER = False  # recompute decoder layers in the backward pass: less memory, more time
 
     _add_losses(node)
     _add_exactness(node)
-    add_plain_backbone_config(cfg)
 
     # DETR's augmentation (recipe.py), before INPUT.MIN_SIZE_TRAIN and RANDOM_FLIP; sizes in pixels.
     cfg.INPUT.PLAIN_DETR = CN()

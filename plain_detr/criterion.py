@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from d2x.engine.normalizer import shared_normalizer
+from d2x.engine.losses.normalizer import shared_normalizer
 from plain_detr.box_coder import BoxCoder
 from plain_detr.hybrid import MatchTask
 from plain_detr.matcher import HungarianMatcher

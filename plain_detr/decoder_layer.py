@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plain_detr.attention import attention_weights, biased_attention, check_implementation
-from plain_detr.box_position_bias import AttentionBias, BoxRPB
+from plain_detr.attention.biased import attention_weights, biased_attention, check_implementation
+from plain_detr.modulation.box_rpb import AttentionBias, BoxRPB
 
 RELEASED_INIT_STD = 0.02  # of linear weights, whatever the width
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from d2x.deploy.graph import DetectionGraph
 from d2x.deploy.manifest import OUTPUTS
 from plain_detr.box_coder import cxcywh_to_xyxy
-from plain_detr.input_projection import InputProjection
 from plain_detr.padding import Size, resized_hw
 from plain_detr.plain_detr import Memory, PlainDETR
 from plain_detr.position_encoding import grid_code
+from plain_detr.rescale import InputProjection
 
 FORMS = ("detections",)
 

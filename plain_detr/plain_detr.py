@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from plain_detr.box_coder import BoxCoder
 from plain_detr.build import build_parts
+from plain_detr.checkpoint_settings import remember_variant
 from plain_detr.criterion import SetCriterion
 from plain_detr.decode import decode
 from plain_detr.decoder import Decoder, DecoderInputs
@@ -20,10 +21,8 @@ from plain_detr.hybrid import QueryGroups, match_tasks
 from plain_detr.padding import FeatureGrid, Size, cells, group_by_size, image_grid, join_maps, nearest_grid
 from plain_detr.position_encoding import grid_code
 from plain_detr.predictions import BoxSetPrediction, SetTargets
-from plain_detr.proposals import Proposals, ProposalSelection
-from plain_detr.queries import QueryInitializer
+from plain_detr.proposals import Proposals, ProposalSelection, QueryInitializer
 from plain_detr.targets import image_name, pack_targets
-from plain_detr.variant import remember_variant
 
 # Iterations between two entries of the error rates in the log: they cost a wait for the device.
 LOG_PERIOD = 20
@@ -63,7 +62,7 @@ class PlainDETR(nn.Module):
         topk: detections an image.
         pixel_mean, pixel_std: per channel, in the images' own unit (0-255) and channel order.
         batch_independent, valid_area, pad_multiple: see ``plain_detr.padding``.
-        variant: settings that the weights depend on, see ``plain_detr.variant``.
+        variant: settings that the weights depend on, see ``plain_detr.checkpoint_settings``.
     """
 
     @configurable
@@ -218,9 +217,7 @@ class PlainDETR(nn.Module):
         self, layers: list[BoxSetPrediction], selection: ProposalSelection, targets: SetTargets
     ) -> dict[str, Tensor]:
         log = has_event_storage() and get_event_storage().iter % LOG_PERIOD == 0
-        tasks = match_tasks(
-            layers, selection.prediction, self.groups, class_aware_proposals=self.proposals.class_aware
-        )
+        tasks = match_tasks(layers, selection.prediction, self.groups, class_aware_proposals=self.proposals.class_aware)
         losses, errors = self.criterion(tasks, targets, with_errors=log)
         if log:
             get_event_storage().put_scalars(**errors)

@@ -1,4 +1,4 @@
-"""Two-stage queries: score one anchor on every cell of several levels and keep the best."""
+"""Two-stage queries: score one anchor on every cell of several levels, keep the best, and make queries of them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from plain_detr.box_coder import BoxCoder
 from plain_detr.padding import FeatureGrid, resized_hw
+from plain_detr.position_encoding import box_code
 from plain_detr.prediction_head import PredictionHead
 from plain_detr.predictions import BoxSetPrediction
 from plain_detr.rescale import rescale
@@ -153,3 +154,32 @@ def _gather(rows: Tensor, index: Tensor) -> Tensor:
     """rows (N, S, D) at index (N, Q) -> (N, Q, D); an index past the end takes the last row."""
     index = index.clamp(max=rows.shape[1] - 1)
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+class QueryInitializer(nn.Module):
+    """Position and content of every query, from the box of its proposal.
+
+    With *mixed selection* (Zhang et al., DINO, section 3.4) only the position follows the box; the content is learned,
+    one vector for each rank of the proposals. Without it both come from the box.
+
+    Args:
+        hidden_dim: C.
+        num_queries: ranks with a learned content: of both groups together.
+        mixed_selection: see above.
+    """
+
+    def __init__(self, *, hidden_dim: int, num_queries: int, mixed_selection: bool = True):
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        self.from_box = nn.Linear(2 * hidden_dim, 2 * hidden_dim)
+        self.from_box_norm = nn.LayerNorm(2 * hidden_dim)
+        self.content = nn.Embedding(num_queries, hidden_dim) if mixed_selection else None
+        nn.init.xavier_uniform_(self.from_box.weight)
+
+    def forward(self, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, Q, 4) boxes in coder space, best first -> content (N, Q, C) and position (N, Q, C)."""
+        code = box_code(reference, 2 * self.hidden_dim)
+        position, content = self.from_box_norm(self.from_box(code)).chunk(2, dim=-1)
+        if self.content is not None:
+            content = self.content.weight[: reference.shape[1]].expand(reference.shape[0], -1, -1)
+        return content, position

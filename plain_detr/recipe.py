@@ -5,10 +5,10 @@ from detectron2.data import transforms as T
 from detectron2.engine import HookBase
 from torch import nn
 
+from d2x.backbones.layer_decay import param_groups_from_cfg
+from d2x.backbones.weights import weight_hooks
 from d2x.data.fast_resize import ResizeShortestEdge
-from plain_detr.backbone_weights import weight_hooks
 from plain_detr.config import add_plain_detr_config as add_config
-from plain_detr.layer_decay import param_groups_from_cfg
 
 __all__ = [
     "CLASS_COUNT_KEY",
@@ -53,7 +53,7 @@ def test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def param_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
-    """Learning rate and weight decay of every parameter, see ``plain_detr.layer_decay``."""
+    """Learning rate and weight decay of every parameter, see ``d2x.backbones.layer_decay``."""
     return param_groups_from_cfg(cfg, model)
 
 

@@ -11,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 import centerx  # noqa: F401
 import plain_detr  # noqa: F401
-from d2x.engine.load_cfg import get_base_cfg, load_cfg, prepare_data
+from d2x.config.load import get_base_cfg, load_cfg, prepare_data
+from d2x.detectors import get_recipe
 from d2x.engine.optim import build_optimizer
-from d2x.engine.recipe import get_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(path for path in ROOT.glob("projects/*/configs/**/*.yaml") if not path.name.startswith("Base-"))

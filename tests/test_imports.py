@@ -51,7 +51,7 @@ def test_no_import_cycle():
     done, active = set(), []
 
     def visit(name):
-        assert name not in active, f"import cycle: {' -> '.join(active[active.index(name):] + [name])}"
+        assert name not in active, f"import cycle: {' -> '.join(active[active.index(name) :] + [name])}"
         if name in done:
             return
         active.append(name)

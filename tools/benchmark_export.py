@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 import centerx  # noqa: F401  (registers its models and recipe)
 import plain_detr  # noqa: F401
+from d2x.config.load import load_cfg, prepare_classes
 from d2x.deploy.benchmark import PYTORCH, Worker, exported_command, measure, serve, table
 from d2x.deploy.export import ExportOptions, export_model
 from d2x.deploy.graph import get_deployment
 from d2x.deploy.manifest import PRECISIONS
 from d2x.deploy.runtimes import FORMATS
-from d2x.engine.errors import one_line_errors
-from d2x.engine.load_cfg import load_cfg, prepare_classes
-from d2x.engine.predictor import Predictor
+from d2x.errors import one_line_errors
+from d2x.inference.predictor import Predictor
 
 DEFAULT = ("pytorch-compiled", "torch-export", "onnx", "openvino", "openvino:fp16", "openvino:int8", "ncnn", "caffe")
 EPILOG = """A subject is pytorch, pytorch-compiled, or a format with an optional precision, as in openvino:int8. Every

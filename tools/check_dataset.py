@@ -7,13 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-from d2x.data.cache import write_atomically
-from d2x.data.clean_copy import clean_members, write_members
-from d2x.data.coco_scan import LISTS
-from d2x.data.dataset_check import check_set, find_leaks, make_cleaning
-from d2x.data.dataset_report import as_json, as_text
-from d2x.data.json_stream import read_members
-from d2x.engine.errors import one_line
+from d2x.atomic_files import write_text
+from d2x.data.check.clean_copy import clean_members, write_members
+from d2x.data.check.dataset_check import check_set, find_leaks, make_cleaning
+from d2x.data.check.dataset_report import as_json, as_text
+from d2x.data.index.json_stream import read_members
+from d2x.data.index.scan import LISTS
+from d2x.errors import one_line
 
 CLEAN, PROBLEMS, NOT_USABLE = 0, 1, 2
 
@@ -115,7 +115,7 @@ def check(args: argparse.Namespace) -> int:
     print("\n\n".join(as_text(one) for one in sets))
     if args.report:
         report = {"status": status, "sets": [as_json(one) for one in sets]}
-        write_atomically(Path(args.report), json.dumps(report, indent=1))
+        write_text(Path(args.report), json.dumps(report, indent=1))
         print(f"report: {args.report}")
     if args.write_clean:
         if not sets[0].usable:

@@ -15,8 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from centerx import checkpoint_keys as centerx_keys
-from d2x.engine.checkpoint import atomic_write, read_checkpoint
-from d2x.engine.errors import one_line_errors
+from d2x.atomic_files import atomic_write
+from d2x.checkpoint.files import read_checkpoint
+from d2x.errors import one_line_errors
 from plain_detr import checkpoint_keys as plain_detr_keys
 
 EPILOG = """examples:
@@ -162,7 +163,7 @@ def drop_classes(model: str, state: dict[str, Tensor]) -> Report:
 def write_state(state: dict[str, Tensor], path: Path) -> None:
     """Atomically, in the format that the suffix says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(str(path)) as file:
+    with atomic_write(path) as file:
         if path.suffix == ".safetensors":  # which refuses two names for one storage, as released heads have
             file.write(save({name: value.clone().contiguous() for name, value in state.items()}))
         else:

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 import centerx  # noqa: F401  (registers its models and recipe)
 import plain_detr  # noqa: F401
+from d2x.atomic_files import atomic_write
+from d2x.config.load import load_cfg, prepare_classes
 from d2x.deploy.images import find_images
-from d2x.engine.checkpoint import atomic_write
-from d2x.engine.errors import one_line_errors
-from d2x.engine.load_cfg import load_cfg, prepare_classes
-from d2x.engine.predictor import Predictor
+from d2x.errors import one_line_errors
+from d2x.inference.predictor import Predictor
 from d2x.report.predictions import draw_instances
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> Path:
         drawn = draw_instances(image, found, metadata, args.threshold)
         cv2.imwrite(str(output / f"{path.stem}.jpg"), drawn[..., ::-1])
     results = output / "results.json"
-    with atomic_write(str(results)) as file:
+    with atomic_write(results) as file:
         document = {"categories": list(cfg.DATASETS.CLASS_NAMES), "detections": records}
         file.write(json.dumps(document).encode())
     print(f"{len(inputs)} inputs, {len(records)} detections; pictures and results.json in {output}")

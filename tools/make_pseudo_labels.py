@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 import centerx  # noqa: F401  (registers its models and recipe)
 import plain_detr  # noqa: F401
-from d2x.data.builtin import register_builtin
-from d2x.data.cache import write_atomically
-from d2x.data.merged import register_merged
-from d2x.data.shapes import register_shapes
-from d2x.data.sources import register_source
-from d2x.engine.errors import one_line_errors
-from d2x.engine.load_cfg import load_cfg, prepare_classes
-from d2x.engine.predictor import Predictor
+from d2x.atomic_files import write_text
+from d2x.config.load import load_cfg, prepare_classes
+from d2x.data.sets.builtin import register_builtin
+from d2x.data.sets.merged import register_merged
+from d2x.data.sets.shapes import register_shapes
+from d2x.data.sets.sources import register_source
+from d2x.errors import one_line_errors
+from d2x.inference.predictor import Predictor
 
 EPILOG = """Each image keeps the boxes of the classes that its source is labelled for, and gets the detections of
 the other classes that score at least the class' threshold ("score" in the json; true boxes have none). A run that
@@ -157,7 +157,7 @@ class Progress:
                         continue
                     self.done[entry["file_name"]] = entry
         lines = [identity, *(json.dumps(entry) for entry in self.done.values())]
-        write_atomically(path, "\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, entry: dict) -> None:
@@ -189,7 +189,7 @@ def write_coco(path: Path, entries: Sequence[dict], classes: Sequence[str], imag
             annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
     categories = [{"id": index + 1, "name": name} for index, name in enumerate(classes)]
     content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
-    write_atomically(path, json.dumps(content))
+    write_text(path, json.dumps(content))
 
 
 def main(argv: Sequence[str] | None = None) -> Path:

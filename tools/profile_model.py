@@ -12,10 +12,11 @@ from detectron2.structures import Boxes, Instances
 
 import centerx  # noqa: F401  (a saved config holds the keys of every detector)
 import plain_detr  # noqa: F401
-from d2x.engine.checkpoint import Checkpointer, atomic_write
-from d2x.engine.errors import one_line_errors
-from d2x.engine.load_cfg import load_cfg
-from d2x.engine.recipe import class_count, set_class_count
+from d2x.atomic_files import atomic_write
+from d2x.checkpoint.files import Checkpointer
+from d2x.config.load import load_cfg
+from d2x.detectors import class_count, set_class_count
+from d2x.errors import one_line_errors
 from d2x.report.model_profile import profile_model, profile_table
 
 OBJECTS = 8  # boxes of a made-up training image
@@ -86,10 +87,10 @@ def main(argv: list[str] | None = None) -> Path:
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     table = profile_table(found)
-    with atomic_write(str(output / "profile.md")) as file:
+    with atomic_write(output / "profile.md") as file:
         file.write(table.encode())
     rows = {"modules": [one._asdict() for one in found.modules], "backward_seconds": found.backward_seconds}
-    with atomic_write(str(output / "profile.json")) as file:
+    with atomic_write(output / "profile.json") as file:
         file.write(json.dumps(rows, indent=1).encode())
     found.trace.export_chrome_trace(str(output / "trace.json"))
     print(f"\n{table}\n{output}: profile.md, profile.json, trace.json")

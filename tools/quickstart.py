@@ -13,12 +13,12 @@ from detectron2.engine import default_setup
 
 import centerx  # noqa: F401  (registers its models and recipe)
 import plain_detr  # noqa: F401
-from d2x.engine.errors import one_line_errors
+from d2x.config.load import load_cfg, prepare_data
 from d2x.engine.launch import launch
-from d2x.engine.load_cfg import load_cfg, prepare_data
 from d2x.engine.logs import setup_logs
-from d2x.engine.predictor import Predictor
 from d2x.engine.trainer import Trainer
+from d2x.errors import one_line_errors
+from d2x.inference.predictor import Predictor
 from d2x.report.curves import draw_curves, read_metrics
 from d2x.report.predictions import draw_prediction_grid
 

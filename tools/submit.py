@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from d2x.engine.errors import one_line_errors
+from d2x.errors import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 EPILOG = """examples:

@@ -10,13 +10,13 @@ from detectron2.utils import comm
 
 import centerx  # noqa: F401  (registers its models and recipe)
 import plain_detr  # noqa: F401
-from d2x.engine.checkpoint import Checkpointer
-from d2x.engine.durable import require_writable
-from d2x.engine.fast_inference import for_inference
+from d2x.atomic_files import require_writable
+from d2x.checkpoint.files import Checkpointer
+from d2x.config.load import load_cfg, prepare_data
 from d2x.engine.launch import is_restart, launch
-from d2x.engine.load_cfg import load_cfg, prepare_data
 from d2x.engine.logs import setup_logs
 from d2x.engine.trainer import Trainer
+from d2x.inference.fold import for_inference
 
 EPILOG = """examples:
   train       tools/train_net.py --config-file projects/CenterX/configs/quickstart.yaml

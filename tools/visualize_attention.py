@@ -11,10 +11,10 @@ from detectron2.data.detection_utils import read_image
 
 import centerx  # noqa: F401  (a saved config holds the keys of every detector)
 import plain_detr  # noqa: F401  (registers the model and its recipe)
-from d2x.engine.errors import one_line_errors
-from d2x.engine.load_cfg import load_cfg, prepare_classes
-from d2x.engine.predictor import Predictor
-from d2x.engine.recipe import get_recipe
+from d2x.config.load import load_cfg, prepare_classes
+from d2x.detectors import get_recipe
+from d2x.errors import one_line_errors
+from d2x.inference.predictor import Predictor
 from d2x.report.predictions import save_grid, titled
 from plain_detr.attention_maps import draw_attention, draw_box, query_attention
 

@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 import centerx  # noqa: F401  (registers its models and recipe)
 import plain_detr  # noqa: F401
-from d2x.data.builtin import register_builtin
-from d2x.data.coco_json import register_coco_json
+from d2x.config.load import load_cfg, prepare_data
 from d2x.data.mapper import DetectionMapper, make_train_mapper
-from d2x.data.shapes import register_shapes
-from d2x.engine.errors import one_line_errors
-from d2x.engine.load_cfg import load_cfg, prepare_data
-from d2x.engine.recipe import get_recipe
+from d2x.data.sets.builtin import register_builtin
+from d2x.data.sets.coco_json import register_coco_json
+from d2x.data.sets.shapes import register_shapes
+from d2x.detectors import get_recipe
+from d2x.errors import one_line_errors
 from d2x.report.predictions import draw_ground_truth, save_grid, titled
 
 EPILOG = """examples:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plain_detr.box_position_bias import BoxRPB
 from plain_detr.decoder_layer import CrossAttention, SelfAttention
+from plain_detr.modulation.box_rpb import BoxRPB
 
 
 class MaterialisedCrossAttention(nn.Module):
@@ -58,7 +58,7 @@ def materialised_bias(box_rpb: BoxRPB, boxes_cxcywh: Tensor, hw: tuple[int, int]
 def materialised_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None, *, padding_value: float
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v; shapes as in ``plain_detr.attention``, ``bias`` (N, h, Q, L)."""
+    """softmax(q k^T / sqrt(d) + bias) v; shapes as in ``plain_detr.attention.biased``, ``bias`` (N, h, Q, L)."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     logits = logits + bias
     if padding is not None:

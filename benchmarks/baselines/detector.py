@@ -8,10 +8,10 @@ from torch import nn
 from benchmarks.baselines.attention import MaskedSelfAttention, MaterialisedCrossAttention
 from benchmarks.baselines.matching import PerLayerCriterion
 from benchmarks.baselines.swin import PlainStage
+from d2x.backbones.swin_v2 import SwinV2Stage
 from plain_detr.decode import decode
 from plain_detr.decoder_layer import CrossAttention, SelfAttention
 from plain_detr.plain_detr import PlainDETR
-from plain_detr.swin_v2 import SwinV2Stage
 
 TWINS: dict[type, type] = {
     SelfAttention: MaskedSelfAttention,

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from plain_detr.swin_v2 import SwinV2Block, SwinV2Stage
-from plain_detr.swin_v2_attention import CosineAttention, log_spaced_offsets, offset_index
+from d2x.backbones.swin_v2 import SwinV2Block, SwinV2Stage
+from d2x.backbones.swin_v2_attention import CosineAttention, log_spaced_offsets, offset_index
 
 EPSILON = 5e-5  # added to the norms of queries and keys
 HIGHEST_SCALE = 100.0

@@ -11,7 +11,7 @@ from benchmarks.claims.runner import Claims
 from benchmarks.claims.runs import all_runs
 from benchmarks.claims.scale import SCALES
 from benchmarks.claims.table import draw, write_table
-from d2x.engine.errors import one_line_errors
+from d2x.errors import one_line_errors
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

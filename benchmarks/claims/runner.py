@@ -17,10 +17,10 @@ import centerx  # noqa: F401  (registers its models and recipe)
 import plain_detr  # noqa: F401
 from benchmarks.claims.runs import QUICKSTART, ROOT, all_runs
 from benchmarks.claims.scale import SCALES, register_data
-from d2x.data.cache import write_atomically
-from d2x.data.shapes import CLASSES
-from d2x.engine.health import TrainingDiverged
-from d2x.engine.load_cfg import load_cfg, prepare_data
+from d2x.atomic_files import write_text
+from d2x.config.load import load_cfg, prepare_data
+from d2x.data.sets.shapes import CLASSES
+from d2x.engine.health.step_guard import TrainingDiverged
 from d2x.engine.logs import setup_logs
 from d2x.engine.trainer import Trainer
 
@@ -123,7 +123,7 @@ class Claims:
         setup_logs(cfg.OUTPUT_DIR)
         seed_all_rng(cfg.SEED)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", cfg.dump())
+        write_text(folder / "config.yaml", cfg.dump())
         result = {"seed": seed, "diverged": False, "AP": {}}
         try:
             trainer = Trainer(cfg)
@@ -135,7 +135,7 @@ class Claims:
             result["AP"] = self._scores(cfg, results)
         except (TrainingDiverged, FloatingPointError) as error:  # the latter is detectron2's
             result.update(diverged=True, message=" ".join(str(error).split()), AP=dict.fromkeys(cfg.DATASETS.TEST, 0.0))
-        write_atomically(folder / "result.json", json.dumps(result, indent=1))
+        write_text(folder / "result.json", json.dumps(result, indent=1))
         return result
 
     def _pseudo_labels(self, folder: Path, teachers: Sequence[tuple[str, str]]) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.claims.scale import A, B, Scale
-from d2x.data.shapes import CLASSES
+from d2x.data.sets.shapes import CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = (0.02, 0.05, 0.1)  # of SGD, from one that both losses can use to one that breaks the plain loss

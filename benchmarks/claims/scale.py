@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from d2x.data.shapes import CLASSES, ShapesSpec, register_shapes_dataset
+from d2x.data.sets.shapes import CLASSES, ShapesSpec, register_shapes_dataset
 
 A, B = CLASSES[:2], CLASSES[2:]
 

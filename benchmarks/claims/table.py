@@ -9,7 +9,7 @@ import matplotlib
 
 from benchmarks.claims.runner import Claims
 from benchmarks.claims.runs import RATES
-from d2x.data.cache import write_atomically
+from d2x.atomic_files import write_text
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -93,7 +93,7 @@ def write_table(claims: Claims, seeds: Sequence[int], names: Sequence[str]) -> P
                 text += f" ({len(results)} of {len(seeds)} seeds)"
             lines.append(f"| {text} | {' | '.join(shown)} | {collapsed} of {len(results)} |")
     path = claims.output / "claims.md"
-    write_atomically(path, "\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 CPU_SECONDS = 10  # processor time of one case; more is a hang
 _WALL_SECONDS = 600  # blocked without using the processor: the process ends with a traceback
 
-USER_ERRORS = (ValueError, OSError)  # those that d2x.engine.errors turns into one line
+USER_ERRORS = (ValueError, OSError)  # those that d2x.errors turns into one line
 
 
 class Broken(Exception):

@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.malformed.cases import CANARY, Broken, Case
 from benchmarks.malformed.mutate import NASTY, damage_bytes
-from d2x.engine.checkpoint import Checkpointer
+from d2x.checkpoint.files import Checkpointer
 
 
 def make(rng: random.Random, folder: Path) -> Case:

@@ -12,9 +12,9 @@ from PIL import Image
 
 from benchmarks.malformed.cases import Broken, Case
 from benchmarks.malformed.mutate import damage_bytes
-from d2x.data.image_files import ImageFiles, inspect_image
+from d2x.config.load import get_base_cfg
 from d2x.data.mapper import BadImageError, make_test_mapper, make_train_mapper
-from d2x.engine.load_cfg import get_base_cfg
+from d2x.data.rules.image_files import ImageFiles, inspect_image
 
 SIZE = (40, 28)
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 28\n%%EndComments\n{ } loop\n%%EOF\n"  # a program without end

@@ -10,9 +10,9 @@ from PIL import Image
 
 from benchmarks.malformed.cases import Broken, Case
 from benchmarks.malformed.mutate import damage_bytes, damage_tree
-from d2x.data.crowd_human import read_crowd_human
-from d2x.data.pseudo_txt import read_pseudo_txt
-from d2x.data.wider_face import read_voc_xml, read_wider_face
+from d2x.data.sets.crowd_human import read_crowd_human
+from d2x.data.sets.pseudo_txt import read_pseudo_txt
+from d2x.data.sets.wider_face import read_voc_xml, read_wider_face
 
 PERSON = {"tag": "person", "vbox": [1, 2, 9, 8], "fbox": [1, 2, 9, 9], "extra": {"ignore": 0}}
 CROWD = {"ID": "1", "gtboxes": [PERSON, PERSON]}

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.malformed import checkpoints, configs, images, jsons, lists  # noqa: E402
 from benchmarks.malformed.cases import Outcome, run_case  # noqa: E402
-from d2x.data.cache import write_atomically  # noqa: E402
+from d2x.atomic_files import write_text  # noqa: E402
 
 KINDS = {
     "json": jsons.make,
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"--- {kind} {one.seed} ({one.what})\n{one.detail}")
     print(table(found))
     if args.table:
-        write_atomically(Path(args.table), table(found) + "\n")
+        write_text(Path(args.table), table(found) + "\n")
     return 1 if failed else 0
 
 

@@ -16,7 +16,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from d2x.engine.checkpoint import read_checkpoint
+from d2x.checkpoint.files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import ExifTags, Image
 
-from d2x.data.image_files import decode, upright
+from d2x.data.rules.image_files import decode, upright
 
 try:
     import simplejpeg

@@ -4,9 +4,7 @@ import copy
 import dataclasses
 import hashlib
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +13,16 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
+from d2x.atomic_files import atomic_folder
 from d2x.deploy.check import Tolerance
 from d2x.deploy.exporters import get_exporter
 from d2x.deploy.exporters.request import ExportRequest
-from d2x.deploy.fold import fold_batch_norms
 from d2x.deploy.graph import DetectionGraph, get_deployment
 from d2x.deploy.infer import Detector, load
 from d2x.deploy.manifest import FILE_NAME, OUTPUTS, Manifest
 from d2x.deploy.verify import Reference, check, measure_ap
-from d2x.engine.predictor import Predictor
+from d2x.inference.fold import fold_batch_norms
+from d2x.inference.predictor import Predictor
 
 INPUTS = {
     "images": {
@@ -104,9 +103,7 @@ def export_model(
         fold_batch_norms(graph, lambda: graph.raw(*example))
     feeds = [_feeds(manifest, image) for image in calibration]
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with atomic_folder(output, replace=True) as folder:
         exporter.export(graph, folder, ExportRequest(example, options.dynamic, options.precision, feeds))
         manifest.write(folder)
         measured: dict[str, Any] = {}
@@ -120,28 +117,7 @@ def export_model(
                 )
         manifest = dataclasses.replace(manifest, versions=_versions(exporter.PACKAGES), measured=measured)
         manifest.write(folder)
-        folder.chmod(0o755)
-        _put_in_place(folder, output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return manifest
-
-
-def _put_in_place(folder: Path, output: Path) -> None:
-    """Rename. An earlier export is moved aside before and removed after, so that never a part of one is there."""
-    if not output.exists():
-        os.replace(folder, output)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        os.replace(output, aside / "earlier")
-        try:
-            os.replace(folder, output)
-        except BaseException:
-            os.replace(aside / "earlier", output)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_place(output: Path, overwrite: bool) -> None:

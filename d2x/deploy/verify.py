@@ -15,7 +15,7 @@ from d2x.deploy.graph import DetectionGraph
 from d2x.deploy.infer import Detections, Detector
 from d2x.deploy.manifest import Manifest
 from d2x.deploy.resize import resized_size
-from d2x.engine.predictor import Predictor
+from d2x.inference.predictor import Predictor
 
 
 class Reference:

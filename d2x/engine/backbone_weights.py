@@ -6,7 +6,7 @@ import os
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 
-from d2x.engine.checkpoint import read_checkpoint
+from d2x.checkpoint.files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 

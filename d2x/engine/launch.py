@@ -13,8 +13,8 @@ from detectron2.engine import launch as launch_detectron2
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from d2x.engine.errors import one_line_errors
-from d2x.engine.stopping import SIGNALS
+from d2x.engine.resume.stopping import SIGNALS
+from d2x.errors import one_line_errors
 
 logger = logging.getLogger(__name__)
 

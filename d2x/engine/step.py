@@ -8,7 +8,7 @@ import torch
 from detectron2.engine import SimpleTrainer
 from torch import Tensor
 
-from d2x.engine.health import StepGuard
+from d2x.engine.health.step_guard import StepGuard
 
 LossTransform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 

@@ -12,10 +12,10 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from d2x.data.training_set import are_wide, training_records
-from d2x.engine.data_order import DataOrder
-from d2x.engine.seeding import SeededDataset, derived_seed
-from d2x.engine.stopping import ignore_stop_signals
+from d2x.data.sets.training_set import are_wide, training_records
+from d2x.engine.resume.data_order import DataOrder
+from d2x.engine.resume.seeding import SeededDataset, derived_seed
+from d2x.engine.resume.stopping import ignore_stop_signals
 
 logger = logging.getLogger(__name__)
 

@@ -16,28 +16,28 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from d2x.atomic_files import remove_leftovers, require_writable
+from d2x.checkpoint.files import Checkpointer
+from d2x.checkpoint.hooks import BestCheckpoint, PeriodicCheckpoints
 from d2x.data.mapper import make_test_mapper, make_train_mapper
-from d2x.data.training_set import training_records
-from d2x.engine.adaptive_loss import build_loss_transforms
-from d2x.engine.checkpoint import Checkpointer
-from d2x.engine.checkpoint_hooks import BestCheckpoint, PeriodicCheckpoints
+from d2x.data.sets.training_set import training_records
+from d2x.detectors import get_recipe
 from d2x.engine.compile_blocks import compile_blocks
-from d2x.engine.durable import remove_leftovers, require_writable
-from d2x.engine.errors import one_line
-from d2x.engine.evaluation import ResumableEvalHook, share_buffers
-from d2x.engine.health import DIAGNOSTICS, StepGuard
-from d2x.engine.health_hooks import hooks_of_every_step, hooks_of_results
+from d2x.engine.health.hooks import hooks_of_every_step, hooks_of_results
+from d2x.engine.health.step_guard import DIAGNOSTICS, StepGuard
+from d2x.engine.losses.adaptive_loss import build_loss_transforms
 from d2x.engine.optim import build_optimizer
-from d2x.engine.precise_bn import RepeatablePreciseBN
 from d2x.engine.progress import ProgressBar
-from d2x.engine.recipe import get_recipe
+from d2x.engine.resume.evaluation import ResumableEvalHook, share_buffers
+from d2x.engine.resume.precise_bn import RepeatablePreciseBN
+from d2x.engine.resume.seeding import SeedEachStep
+from d2x.engine.resume.stopping import StopOnSignal, StopSignals
 from d2x.engine.schedules import build_lr_scheduler, epochs_to_iterations
-from d2x.engine.seeding import SeedEachStep
 from d2x.engine.step import TrainStep
-from d2x.engine.stopping import StopOnSignal, StopSignals
 from d2x.engine.sync_norm import synchronize_batch_norms
 from d2x.engine.train_loader import build_train_loader, run_seed
 from d2x.engine.weight_averaging import WeightAveraging
+from d2x.errors import one_line
 from d2x.evaluation.coco import build_coco_evaluator
 
 logger = logging.getLogger(__name__)

@@ -13,14 +13,14 @@ from benchmarks.baselines.targets import dense_focal_loss, loop_targets
 from benchmarks.random_sets import random_sets
 from centerx.heatmap_losses import heatmap_focal_loss
 from centerx.targets import make_targets
-from d2x.engine.load_cfg import load_cfg
-from d2x.engine.seeding import Place, SeededDataset
-from plain_detr.box_position_bias import BoxRPB
+from d2x.backbones.swin_v2 import SwinV2
+from d2x.config.load import load_cfg
+from d2x.engine.resume.seeding import Place, SeededDataset
 from plain_detr.criterion import SetCriterion
 from plain_detr.decoder_layer import CrossAttention, SelfAttention
 from plain_detr.hybrid import QueryGroups, match_tasks
 from plain_detr.matcher import HungarianMatcher
-from plain_detr.swin_v2 import SwinV2
+from plain_detr.modulation.box_rpb import BoxRPB
 from tests.plain_detr.builders import random_record, randomise, tiny_config
 
 RELEASED = {"VALID_AREA": "nearest", "KEEP_INVALID_PROPOSALS": True, "PADDING_LOGIT": -100.0, "RELEASED_PAIRING": True}

@@ -5,11 +5,11 @@ from detectron2.structures import Boxes, Instances
 
 from centerx.backbone import UpsampledBackbone
 from centerx.centernet import CenterNet
-from centerx.distillation import DistillationLoss
-from centerx.distilled_centernet import DistilledCenterNet
+from centerx.distill.distilled_centernet import DistilledCenterNet
+from centerx.distill.teachers import Teacher, TeacherSpec
+from centerx.distill.terms import DistillationLoss
 from centerx.head import CenterHead
 from centerx.losses import CenterLoss
-from centerx.teachers import Teacher, TeacherSpec
 from centerx.upsample_neck import UpsampleNeck
 from d2x.backbones.small_resnet import SmallResNet
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import centerx  # noqa: F401  (registers its models and recipe)
-from d2x.engine.load_cfg import load_cfg, prepare_data
+from d2x.config.load import load_cfg, prepare_data
 from d2x.engine.trainer import Trainer
 
 CONFIG = Path(__file__).resolve().parents[2] / "projects/CenterX/configs/quickstart.yaml"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from centerx.distillation import DistillationLoss, Route, align_to_grid, heatmap_term, regression_term
+from centerx.distill.terms import DistillationLoss, Route, align_to_grid, heatmap_term, regression_term
 from centerx.predictions import CenterPredictions
 
 

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from centerx.distillation import DistillationLoss
-from centerx.student import DistillationHook
-from centerx.teachers import EmaTeacher, Teacher, make_routes, pair_classes, require_coverage
+from centerx.distill.student import DistillationHook
+from centerx.distill.teachers import EmaTeacher, Teacher, make_routes, pair_classes, require_coverage
+from centerx.distill.terms import DistillationLoss
 
 from .distillation_parts import centernet_parts, make_batch, make_spec, make_student, make_teacher
 

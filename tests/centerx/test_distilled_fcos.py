@@ -6,9 +6,9 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 import centerx  # noqa: F401
-from centerx.distillation import DistillationLoss
-from centerx.teachers import Teacher
-from d2x.engine.load_cfg import get_base_cfg
+from centerx.distill.teachers import Teacher
+from centerx.distill.terms import DistillationLoss
+from d2x.config.load import get_base_cfg
 
 from .distillation_parts import make_batch, make_spec, make_teacher
 

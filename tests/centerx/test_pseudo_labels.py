@@ -8,7 +8,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 import centerx  # noqa: F401
-from d2x.engine.load_cfg import load_cfg
+from d2x.config.load import load_cfg
 from tools import make_pseudo_labels as tool
 
 

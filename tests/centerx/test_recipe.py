@@ -8,8 +8,8 @@ from torch import nn
 
 from centerx import recipe
 from centerx.resize import FitInto, fitted_size
-from d2x.engine.load_cfg import get_base_cfg
-from d2x.engine.recipe import class_count, set_class_count
+from d2x.config.load import get_base_cfg
+from d2x.detectors import class_count, set_class_count
 
 
 def names(augmentations):

@@ -8,11 +8,11 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
-from d2x.data.builtin import VOC_FACES, register_builtin
-from d2x.data.coco_classes import read_coco_classes
-from d2x.data.crowd_human import read_crowd_human
-from d2x.data.pseudo_txt import read_pseudo_txt
-from d2x.data.wider_face import parse_wider_face, read_voc_xml, read_wider_face
+from d2x.data.sets.builtin import VOC_FACES, register_builtin
+from d2x.data.sets.coco_classes import read_coco_classes
+from d2x.data.sets.crowd_human import read_crowd_human
+from d2x.data.sets.pseudo_txt import read_pseudo_txt
+from d2x.data.sets.wider_face import parse_wider_face, read_voc_xml, read_wider_face
 
 NAMES = [
     *(f"coco_{kind}_{split}" for kind in ("person", "car", "person_car") for split in ("train", "val")),

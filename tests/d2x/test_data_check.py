@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2x.data import problems as kinds
-from d2x.data.coco_json import register_coco_json
-from d2x.data.image_files import inspect_image
+from d2x.data.rules import problems as kinds
+from d2x.data.rules.image_files import inspect_image
+from d2x.data.sets.coco_json import register_coco_json
 from tools.check_dataset import main
 
 ROOT = Path(__file__).resolve().parents[2]

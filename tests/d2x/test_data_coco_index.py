@@ -14,11 +14,11 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 from torch.utils.data import ConcatDataset, DataLoader
 
-from d2x.data import coco_cache
-from d2x.data.coco_cache import index_path, open_index
-from d2x.data.coco_index import CocoIndex, DamagedIndexError, IndexedRecords
-from d2x.data.coco_json import register_coco_json
-from d2x.data.training_set import are_wide, training_records
+from d2x.data.index import cache as coco_cache
+from d2x.data.index.cache import index_path, open_index
+from d2x.data.index.coco_index import CocoIndex, DamagedIndexError, IndexedRecords
+from d2x.data.sets.coco_json import register_coco_json
+from d2x.data.sets.training_set import are_wide, training_records
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2x.data import json_stream
-from d2x.data.clean_copy import gather, write_members
-from d2x.data.json_stream import iterate_members, read_members
+from d2x.data.check.clean_copy import gather, write_members
+from d2x.data.index import json_stream
+from d2x.data.index.json_stream import iterate_members, read_members
 
 LISTS = ("images", "annotations")
 values = st.recursive(

@@ -8,9 +8,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tra
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from d2x.config.load import get_base_cfg
 from d2x.data.mapper import make_train_mapper
-from d2x.data.merged import register_image_folder, register_merged
-from d2x.engine.load_cfg import get_base_cfg
+from d2x.data.sets.merged import register_image_folder, register_merged
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2x.data import shapes
-from d2x.data.shapes import DATASETS, OUTLINES, ShapesSpec, generate_shapes, register_shapes, render
+from d2x.data.sets import shapes
+from d2x.data.sets.shapes import DATASETS, OUTLINES, ShapesSpec, generate_shapes, register_shapes, render
 
 SPEC = ShapesSpec(12, seed=7)
 

@@ -7,8 +7,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from PIL import Image
 
 import centerx  # noqa: F401
-from d2x.data.sources import join_sources
-from d2x.engine.load_cfg import get_base_cfg, load_cfg, prepare_data
+from d2x.config.load import get_base_cfg, load_cfg, prepare_data
+from d2x.data.sets.sources import join_sources
 
 
 def coco(folder, name, kind):

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from d2x.engine.checkpoint import Checkpointer, CheckpointError, DamagedCheckpoint, read_checkpoint
-from d2x.engine.durable import WriteError, atomic_write, remove_leftovers, require_writable
+from d2x.atomic_files import WriteError, atomic_write, remove_leftovers, require_writable
+from d2x.checkpoint.files import Checkpointer, CheckpointError, DamagedCheckpoint, read_checkpoint
 
 
 class _RunsCode:
@@ -94,7 +94,7 @@ def test_missing_file_is_named(tmp_path):
 def test_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "data"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError), atomic_write(str(path)) as file:
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
         file.write(b"half of the new")
         raise RuntimeError("killed")
     assert path.read_bytes() == b"old"

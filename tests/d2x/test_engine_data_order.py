@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from d2x.engine.data_order import DataOrder
-from d2x.engine.seeding import Place, SeededDataset, derived_seed, seeded
+from d2x.engine.resume.data_order import DataOrder
+from d2x.engine.resume.seeding import Place, SeededDataset, derived_seed, seeded
 from d2x.engine.train_loader import repeat_factors
 
 
@@ -88,8 +88,8 @@ def test_processes_share_each_batch(monkeypatch):
     whole = take(order(), 6)
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("d2x.engine.data_order.comm.get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr("d2x.engine.data_order.comm.get_world_size", lambda: 2)
+        monkeypatch.setattr("d2x.engine.resume.data_order.comm.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("d2x.engine.resume.data_order.comm.get_world_size", lambda: 2)
         parts.append(take(order(), 6))
     assert [sorted(a + b) for a, b in zip(*parts)] == [sorted(batch) for batch in whole]
     with pytest.raises(ValueError, match="IMS_PER_BATCH 3 must be a multiple of the 2 processes"):

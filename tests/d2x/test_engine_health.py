@@ -9,9 +9,9 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from d2x.engine.checkpoint import Checkpointer
-from d2x.engine.collapse import LossCollapse
-from d2x.engine.health import StepGuard, TrainingDiverged
+from d2x.checkpoint.files import Checkpointer
+from d2x.engine.health.divergence import LossCollapse
+from d2x.engine.health.step_guard import StepGuard, TrainingDiverged
 from d2x.engine.step import TrainStep
 
 

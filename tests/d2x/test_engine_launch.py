@@ -12,7 +12,7 @@ import torch
 from detectron2.utils import comm
 
 from d2x.engine.launch import _main_of_process, available_cores, launch
-from d2x.engine.stopping import SIGNALS
+from d2x.engine.resume.stopping import SIGNALS
 
 
 def write_threads(folder: Path) -> None:

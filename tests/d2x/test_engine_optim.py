@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2x.config import add_d2x_config
+from d2x.config.keys import add_d2x_config
 from d2x.engine.optim import build_optimizer, with_whole_model_clipping
 from d2x.engine.schedules import WarmupFlatCosineLR
 from d2x.engine.weight_averaging import WeightAveraging

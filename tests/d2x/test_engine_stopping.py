@@ -11,9 +11,9 @@ from detectron2.engine import HookBase
 
 import centerx  # noqa: F401
 from benchmarks.tiny_run import CONFIGS, SMALL, SOLVER
-from d2x.engine.checkpoint_hooks import PeriodicCheckpoints
-from d2x.engine.fingerprint import differences
-from d2x.engine.load_cfg import load_cfg, prepare_data
+from d2x.checkpoint.fingerprint import differences
+from d2x.checkpoint.hooks import PeriodicCheckpoints
+from d2x.config.load import load_cfg, prepare_data
 from d2x.engine.trainer import Trainer
 
 COUNTING = (

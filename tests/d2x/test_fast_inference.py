@@ -7,9 +7,9 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import centerx  # noqa: F401  (registers the model)
-from d2x.engine.fast_inference import fold_for_inference, for_inference
-from d2x.engine.load_cfg import load_cfg
-from d2x.engine.predictor import Predictor
+from d2x.config.load import load_cfg
+from d2x.inference.fold import fold_for_inference, for_inference
+from d2x.inference.predictor import Predictor
 
 
 @pytest.fixture

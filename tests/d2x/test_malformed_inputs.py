@@ -14,12 +14,12 @@ from torch import nn
 from benchmarks.malformed import cases
 from benchmarks.malformed.cases import CANARY, Broken, Case, run_case
 from benchmarks.malformed.run import main, outcomes, table
-from d2x.data.crowd_human import read_crowd_human
-from d2x.data.image_files import decode
+from d2x.checkpoint.files import Checkpointer
+from d2x.config.load import get_base_cfg, load_cfg
 from d2x.data.mapper import make_test_mapper, make_train_mapper
-from d2x.data.wider_face import parse_wider_face
-from d2x.engine.checkpoint import Checkpointer
-from d2x.engine.load_cfg import get_base_cfg, load_cfg
+from d2x.data.rules.image_files import decode
+from d2x.data.sets.crowd_human import read_crowd_human
+from d2x.data.sets.wider_face import parse_wider_face
 
 # kind -> (cases, ways to end of which each must be seen at least ten times)
 KINDS = {

@@ -7,13 +7,13 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 
-from d2x.data import coco_cache
-from d2x.data.builtin import register_builtin
-from d2x.data.coco_cache import index_path
-from d2x.data.coco_index import IndexedRecords
-from d2x.data.merged import register_merged
-from d2x.data.registered_coco import has_index, read_records
-from d2x.data.training_set import training_records
+from d2x.data.index import cache as coco_cache
+from d2x.data.index.cache import index_path
+from d2x.data.index.coco_index import IndexedRecords
+from d2x.data.sets.builtin import register_builtin
+from d2x.data.sets.merged import register_merged
+from d2x.data.sets.registered_coco import has_index, read_records
+from d2x.data.sets.training_set import training_records
 
 NAME = "registered_coco_test"
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from d2x.backbones.small_resnet import SmallResNet
-from d2x.engine.load_cfg import load_cfg
+from d2x.config.load import load_cfg
 
 
 @pytest.mark.parametrize("norm", ["GN", "BN"])

@@ -20,8 +20,8 @@ from torch import nn
 from d2x.deploy import load
 from d2x.deploy.check import Tolerance, compare
 from d2x.deploy.export import ExportOptions, export_model
-from d2x.deploy.fold import fold_batch_norms
 from d2x.deploy.infer import Detections
+from d2x.inference.fold import fold_batch_norms
 
 from .builders import ROOT, pictures, tiny_centerx
 

@@ -10,7 +10,7 @@ import torch
 from d2x.deploy import load
 from d2x.deploy.check import Tolerance, compare
 from d2x.deploy.evaluate import to_detections
-from d2x.engine.predictor import Predictor
+from d2x.inference.predictor import Predictor
 from plain_detr.export import build_graph
 from tests.plain_detr.test_backbones import VIT
 

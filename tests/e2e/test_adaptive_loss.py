@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import plain_detr  # noqa: F401
-from d2x.engine.load_cfg import load_cfg, prepare_data
+from d2x.config.load import load_cfg, prepare_data
 from d2x.engine.trainer import Trainer
 
 CONFIG = Path(__file__).resolve().parents[2] / "projects/PlainDETR/configs/quickstart.yaml"

@@ -25,7 +25,7 @@ from benchmarks.tiny_run import (
     wait,
     wait_for_checkpoint,
 )
-from d2x.engine.fingerprint import differences
+from d2x.checkpoint.fingerprint import differences
 
 OPTS = [*RICH, "SOLVER.MAX_ITER", 14]
 KILLS = 50

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from d2x.data.shapes import ShapesSpec, generate_shapes
-from d2x.engine.checkpoint import read_checkpoint
+from d2x.checkpoint.files import read_checkpoint
+from d2x.data.sets.shapes import ShapesSpec, generate_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = {

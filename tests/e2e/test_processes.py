@@ -20,7 +20,7 @@ from benchmarks.tiny_run import (
     wait,
     wait_for_checkpoint,
 )
-from d2x.engine.fingerprint import differences
+from d2x.checkpoint.fingerprint import differences
 from d2x.engine.launch import OWN_STORE
 from tests.e2e import two_processes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from d2x.data.shapes import ShapesSpec, generate_shapes
+from d2x.data.sets.shapes import ShapesSpec, generate_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "projects" / "CenterX" / "two_data_sets.md"

@@ -21,11 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 import centerx  # noqa: F401
 import plain_detr  # noqa: F401
 from benchmarks.tiny_run import CONFIGS, SMALL, SOLVER
-from d2x.data.coco_json import register_coco_json
-from d2x.data.shapes import ShapesSpec, generate_shapes
-from d2x.engine.health import StepGuard
-from d2x.engine.load_cfg import load_cfg, prepare_data
-from d2x.engine.stopping import signal_anywhere
+from d2x.config.load import load_cfg, prepare_data
+from d2x.data.sets.coco_json import register_coco_json
+from d2x.data.sets.shapes import ShapesSpec, generate_shapes
+from d2x.engine.health.step_guard import StepGuard
+from d2x.engine.resume.stopping import signal_anywhere
 from d2x.engine.sync_norm import synchronize_batch_norms
 from d2x.engine.trainer import Trainer
 
@@ -119,11 +119,11 @@ class LogCapture(logging.Handler):
         self.text += record.getMessage()
 
     def __enter__(self) -> "LogCapture":
-        logging.getLogger("d2x.engine.health").addHandler(self)
+        logging.getLogger("d2x.engine.health.step_guard").addHandler(self)
         return self
 
     def __exit__(self, *error) -> None:
-        logging.getLogger("d2x.engine.health").removeHandler(self)
+        logging.getLogger("d2x.engine.health.step_guard").removeHandler(self)
 
 
 def results(folder: Path) -> dict:

@@ -9,22 +9,21 @@ from detectron2.config import CfgNode, get_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2x.config import add_d2x_config
+from d2x.backbones.swin_v2 import SwinV2
+from d2x.config.keys import add_d2x_config
 from plain_detr import add_plain_detr_config
 from plain_detr.box_coder import BoxCoder, DeltaCoder, SigmoidCoder
-from plain_detr.box_position_bias import BoxRPB
 from plain_detr.checkpoint_keys import convert
 from plain_detr.criterion import LossWeights, SetCriterion
 from plain_detr.decoder import Decoder
 from plain_detr.decoder_layer import CrossAttention, DecoderLayer
 from plain_detr.hybrid import QueryGroups
 from plain_detr.matcher import CostWeights, HungarianMatcher
+from plain_detr.modulation.box_rpb import BoxRPB
 from plain_detr.padding import FeatureGrid
 from plain_detr.prediction_head import PredictionHead
 from plain_detr.predictions import BoxSetPrediction, SetTargets
-from plain_detr.proposals import Proposals
-from plain_detr.queries import QueryInitializer
-from plain_detr.swin_v2 import SwinV2
+from plain_detr.proposals import Proposals, QueryInitializer
 from tests.parity.golden import Golden
 
 RELEASED_PADDING_LOGIT = -100.0

@@ -8,10 +8,10 @@ import pytest
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from d2x.data.coco_classes import read_coco_classes
-from d2x.data.crowd_human import read_crowd_human
-from d2x.data.pseudo_txt import join_records, read_pseudo_txt
-from d2x.data.wider_face import parse_wider_face, read_voc_xml
+from d2x.data.sets.coco_classes import read_coco_classes
+from d2x.data.sets.crowd_human import read_crowd_human
+from d2x.data.sets.pseudo_txt import join_records, read_pseudo_txt
+from d2x.data.sets.wider_face import parse_wider_face, read_voc_xml
 from tests.parity.golden import folder
 
 DATA = folder("centerx") / "data"

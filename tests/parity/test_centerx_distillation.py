@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from centerx.checkpoint_keys import convert
-from centerx.distillation import DistillationLoss
-from centerx.distilled_centernet import DistilledCenterNet
-from centerx.teachers import Teacher, TeacherSpec
-from d2x.engine.adaptive_loss import AdaptiveLoss
-from d2x.engine.loss_guard import LossGuard
+from centerx.distill.distilled_centernet import DistilledCenterNet
+from centerx.distill.teachers import Teacher, TeacherSpec
+from centerx.distill.terms import DistillationLoss
+from d2x.engine.losses.adaptive_loss import AdaptiveLoss
+from d2x.engine.losses.loss_guard import LossGuard
 
 from .centerx_parts import load_released, model_for, released_state
 from .golden import cases, load

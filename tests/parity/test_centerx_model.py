@@ -12,7 +12,7 @@ from centerx.config import add_centerx_config
 from centerx.deform_conv import SelfDeformConv
 from centerx.upsample_neck import UpsampleStage, make_upsampler
 from d2x.backbones.torchvision import TorchvisionResNet
-from d2x.engine.load_cfg import get_base_cfg
+from d2x.config.load import get_base_cfg
 
 from .centerx_parts import load_released, model_for, released_regnet, released_state
 from .golden import cases, folder, load

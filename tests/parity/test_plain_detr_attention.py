@@ -1,7 +1,7 @@
 import pytest
 
-from plain_detr.box_position_bias import BoxRPB
 from plain_detr.decoder_layer import CrossAttention
+from plain_detr.modulation.box_rpb import BoxRPB
 from tests.parity.golden import cases, load
 from tests.parity.plain_detr_parts import (
     RELEASED_PADDING_LOGIT,

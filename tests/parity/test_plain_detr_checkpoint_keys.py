@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import plain_detr  # noqa: F401
-from d2x.engine.load_cfg import load_cfg
+from d2x.config.load import load_cfg
 from plain_detr import PlainDETR
 from plain_detr.checkpoint_keys import COCO_IDS, convert, from_official, to_official
 from tests.parity.golden import cases, load

@@ -7,8 +7,8 @@ import torch
 from detectron2.config import get_cfg
 
 import plain_detr  # noqa: F401
-from d2x.config import add_d2x_config
-from d2x.engine.load_cfg import load_cfg
+from d2x.config.keys import add_d2x_config
+from d2x.config.load import load_cfg
 from d2x.engine.schedules import build_lr_scheduler
 from tests.parity.golden import cases, load
 

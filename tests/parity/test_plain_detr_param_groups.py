@@ -8,10 +8,10 @@ import torch
 from detectron2.config import CfgNode
 
 import plain_detr  # noqa: F401
-from d2x.engine.load_cfg import get_base_cfg, load_cfg
+from d2x.backbones.layer_decay import param_groups, param_groups_from_cfg
+from d2x.config.load import get_base_cfg, load_cfg
 from plain_detr import PlainDETR
 from plain_detr.checkpoint_keys import convert
-from plain_detr.layer_decay import param_groups, param_groups_from_cfg
 from tests.parity.golden import cases, load
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "PlainDETR" / "configs"

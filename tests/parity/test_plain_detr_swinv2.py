@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from plain_detr.swin_v2 import SwinV2
+from d2x.backbones.swin_v2 import SwinV2
 from tests.parity.golden import cases, load
 
 BUFFERS = ("relative_coords_table", "relative_position_index")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from plain_detr.backbone_weights import load_backbone_weights
+from d2x.backbones.weights import load_backbone_weights
 from tests.parity.golden import cases, load
 from tests.parity.test_plain_detr_swinv2 import BUFFERS, assert_close, build
 

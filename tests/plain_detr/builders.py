@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from d2x.config import add_d2x_config
+from d2x.config.keys import add_d2x_config
 from plain_detr import PlainDETR, add_plain_detr_config
 
 VARIANTS = {

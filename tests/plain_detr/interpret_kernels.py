@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from plain_detr.attention import biased_attention
+from plain_detr.attention.biased import biased_attention
 
 NAMES = ("out", "q", "k", "v", "bias_x", "bias_y")
 # images, heads, queries, (Hf, Wf), channels, padding value or None: odd sizes, several blocks of queries, several tiles

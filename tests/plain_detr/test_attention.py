@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from plain_detr import chunked_attention
-from plain_detr.attention import attention_weights, biased_attention
+from plain_detr.attention import chunked as chunked_attention
+from plain_detr.attention.biased import attention_weights, biased_attention
 
 
 def inputs(n=2, heads=2, queries=5, channels=4, height=3, width=7, dtype=torch.float64, seed=0):

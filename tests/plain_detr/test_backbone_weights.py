@@ -15,12 +15,12 @@ from timm.models.vision_transformer import VisionTransformer
 from yacs.config import CfgNode
 
 import plain_detr  # noqa: F401
-from d2x.engine.load_cfg import load_cfg
-from plain_detr.backbone_weights import load_backbone_weights, weight_hooks
-from plain_detr.swin_v1 import SwinV1
-from plain_detr.swin_v2 import SwinV2
-from plain_detr.timm_vit import TimmViT
-from plain_detr.vit import PlainViT
+from d2x.backbones.swin_v1 import SwinV1
+from d2x.backbones.swin_v2 import SwinV2
+from d2x.backbones.timm_vit import TimmViT
+from d2x.backbones.vit import PlainViT
+from d2x.backbones.weights import load_backbone_weights, weight_hooks
+from d2x.config.load import load_cfg
 from tests.plain_detr.test_backbones import random_weights
 
 SIZES = {"embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2)}

@@ -10,14 +10,14 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 
 import plain_detr  # noqa: F401
-from d2x.engine.load_cfg import load_cfg
+from d2x.backbones.swin_v1 import SwinV1
+from d2x.backbones.swin_v2 import SwinV2
+from d2x.backbones.swin_v2_attention import CosineAttention, log_spaced_offsets
+from d2x.backbones.timm_vit import TimmViT, window_sizes
+from d2x.backbones.vit import PlainViT
+from d2x.config.load import load_cfg
 from plain_detr import PlainDETR
 from plain_detr.rescale import rescale
-from plain_detr.swin_v1 import SwinV1
-from plain_detr.swin_v2 import SwinV2
-from plain_detr.swin_v2_attention import CosineAttention, log_spaced_offsets
-from plain_detr.timm_vit import TimmViT, window_sizes
-from plain_detr.vit import PlainViT
 
 # One pixel, one pixel wide or high, smaller than a window, one more than a multiple, larger than a window.
 SIZES = [(1, 1), (1, 70), (70, 1), (17, 33), (129, 64)]

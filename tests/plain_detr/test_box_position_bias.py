@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from plain_detr import box_position_bias
-from plain_detr.box_position_bias import BoxRPB
 from plain_detr.decoder_layer import CrossAttention, DecoderLayer, init_transformer_linears
+from plain_detr.modulation import box_rpb as box_position_bias
+from plain_detr.modulation.box_rpb import BoxRPB
 
 
 def scaled(offset: float, kind: str) -> float:

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from plain_detr import cpp_attention, cpp_library
-from plain_detr.attention import biased_attention
-from plain_detr.axis_mlp import axis_mlp, axis_mlp_works
-from plain_detr.box_position_bias import BoxRPB
-from plain_detr.cpp_attention import cpp_works
+from plain_detr.attention import cpp as cpp_attention
+from plain_detr.attention import cpp_library
+from plain_detr.attention.biased import biased_attention
+from plain_detr.attention.cpp import cpp_works
 from plain_detr.decoder_layer import CrossAttention
+from plain_detr.modulation.axis_mlp import axis_mlp, axis_mlp_works
+from plain_detr.modulation.box_rpb import BoxRPB
 from tests.plain_detr.test_attention import inputs, padding_of
 
 needs_compiler = pytest.mark.skipif(cpp_library.library() is None, reason="no C++ compiler")
@@ -215,9 +216,9 @@ def test_bad_arguments():
 
 WITHOUT = """
 import torch
-from plain_detr.attention import biased_attention
-from plain_detr.box_position_bias import BoxRPB
-from plain_detr.cpp_attention import cpp_works
+from plain_detr.attention.biased import biased_attention
+from plain_detr.modulation.box_rpb import BoxRPB
+from plain_detr.attention.cpp import cpp_works
 q, k, x, y = torch.ones(1, 1, 2, 8), torch.ones(1, 1, 12, 8), torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 3)
 print("works", cpp_works(q), tuple(biased_attention(q, k, k, x, y).shape))
 BoxRPB(num_heads=2, hidden_dim=8)(torch.rand(1, 2, 4), (3, 4), 16)

@@ -7,8 +7,8 @@ import pytest
 from detectron2.data import transforms as T
 
 import plain_detr  # noqa: F401
-from d2x.engine.load_cfg import load_cfg
-from d2x.engine.recipe import class_count, set_class_count
+from d2x.config.load import load_cfg
+from d2x.detectors import class_count, set_class_count
 from plain_detr import recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "PlainDETR" / "configs"

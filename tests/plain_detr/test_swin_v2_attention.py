@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from plain_detr.chunked_attention import shared_bias_attention
-from plain_detr.swin_v2_attention import CosineAttention, partition_windows, shift_mask
+from d2x.backbones.shared_bias_attention import shared_bias_attention
+from d2x.backbones.swin_v2_attention import CosineAttention, partition_windows, shift_mask
 from tests.plain_detr.builders import randomise
 
 WINDOW, SHIFT = 4, 2
@@ -108,7 +108,7 @@ def test_four_kinds_of_windows_equal_a_mask_for_every_window(rows_columns, value
 
 @pytest.mark.parametrize("limit", [1, 60, 1 << 20])
 def test_shared_bias_attention_equals_the_formula(limit, monkeypatch):
-    monkeypatch.setattr("plain_detr.chunked_attention.BLOCK_LOGITS_CPU", limit)
+    monkeypatch.setattr("plain_detr.attention.chunked.BLOCK_LOGITS_CPU", limit)
     shapes = [(5, 2, 9, 4)] * 3 + [(2, 9, 9)]
     tensors, results = [torch.randn(shape) for shape in shapes], []
     for attend in (shared_bias_attention, lambda q, k, v, bias: (q @ k.transpose(-1, -2) + bias).softmax(-1) @ v):

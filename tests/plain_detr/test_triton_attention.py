@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from plain_detr.attention import biased_attention
-from plain_detr.triton_check import triton_works
+from plain_detr.attention.biased import biased_attention
+from plain_detr.attention.triton_check import triton_works
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from d2x.engine.checkpoint import Checkpointer
+from d2x.checkpoint.files import Checkpointer
 from tests.plain_detr.builders import VARIANTS, tiny_model
 
 

@@ -1,0 +1,316 @@
+"""Frozen teachers: built from config and weights, routed to the student's classes by name, checked before training."""
+
+import copy
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from centerx.distill.terms import DistillationLoss, Route
+from d2x.checkpoint.files import read_checkpoint
+from d2x.config.load import load_cfg, prepare_classes
+
+OVERLAPS = ("average", "first")
+STRIDE_MISMATCHES = ("error", "resize")
+CHECK_SIDE = 128  # pixels of the image that every teacher must answer with finite numbers before training
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSpec:
+    """One teacher as the config describes it.
+
+    Args:
+        config, weights: files.
+        classes: teacher's class name -> student's; None for all common names, unless slices are given.
+        student_slice, teacher_slice: (start, stop) class indices, instead of names.
+        loss: its distillation terms.
+    """
+
+    config: str
+    weights: str
+    loss: DistillationLoss
+    classes: Mapping[str, str] | None = None
+    student_slice: tuple[int, int] | None = None
+    teacher_slice: tuple[int, int] | None = None
+
+
+class Teacher:
+    """A frozen detector in evaluation mode. Not an ``nn.Module``, so that no student can hold it as a submodule.
+
+    Args:
+        name: for messages: its config file.
+        model: a ``DenseDetector`` with ``predict(images)``; its parameters are frozen.
+        input_format: channel order of its images, "RGB" or "BGR".
+        class_names: of its outputs.
+        loss: its distillation terms.
+    """
+
+    def __init__(
+        self, *, name: str, model: nn.Module, input_format: str, class_names: Sequence[str], loss: DistillationLoss
+    ):
+        self.name, self.input_format, self.class_names, self.loss = name, input_format, list(class_names), loss
+        self.model = model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def predict(self, batched_inputs: Sequence[dict], student_format: str, padded: ImageList):
+        """The teacher's maps for the student's batch.
+
+        Args:
+            batched_inputs: with ``image`` (3, h, w), 0-255, in the student's channel order.
+            student_format: that order.
+            padded: the student's batch; the teacher's is padded to at least its size, and to its own divisibility.
+        """
+        model = self.model
+        device = padded.tensor.device
+        if model.device != device:
+            model.to(device)
+        images = [one["image"].to(device) for one in batched_inputs]
+        if student_format != self.input_format:
+            images = [image.flip(0) for image in images]
+        images = [(image - model.pixel_mean) / model.pixel_std for image in images]
+        divisor = max(1, model.backbone.size_divisibility)
+        height, width = (math.ceil(side / divisor) * divisor for side in padded.tensor.shape[-2:])
+        batch = images[0].new_zeros(len(images), 3, height, width)
+        for image, place in zip(images, batch):
+            place[:, : image.shape[1], : image.shape[2]] = image
+        return model.predict(batch)
+
+    @torch.no_grad()
+    def predict_normalised(self, images: Tensor):
+        """The teacher's maps for a batch that is already normalised and padded, (N, 3, H, W)."""
+        if self.model.device != images.device:
+            self.model.to(images.device)
+        return self.model.predict(images)
+
+    def check(self) -> None:
+        """One image through the network.
+
+        Raises:
+            ValueError: a weight or an output is not finite.
+        """
+        bad = next((key for key, value in self.model.state_dict().items() if not torch.isfinite(value).all()), None)
+        if bad is not None:
+            raise ValueError(f"teacher {self.name}: weight {bad} is not finite")
+        side = math.ceil(CHECK_SIDE / max(1, self.model.backbone.size_divisibility))
+        side *= max(1, self.model.backbone.size_divisibility)
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randint(0, 256, (1, 3, side, side), generator=generator).float().to(self.model.device)
+        with torch.no_grad():
+            maps = self.model.predict((image - self.model.pixel_mean) / self.model.pixel_std)
+        if not all(torch.isfinite(m).all() for m in tensors_of(maps)):
+            raise ValueError(f"teacher {self.name}: its predictions are not finite (NaN or inf)")
+
+
+def tensors_of(maps) -> list[Tensor]:
+    """All tensors of nested tuples and lists."""
+    if isinstance(maps, Tensor):
+        return [maps]
+    return [] if maps is None else [t for part in maps for t in tensors_of(part)]
+
+
+def read_specs(cfg: CfgNode) -> list[TeacherSpec]:
+    """``DISTILL.TEACHERS`` with defaults filled in.
+
+    Raises:
+        ValueError: an entry is no mapping, lacks CONFIG or WEIGHTS, or has an unknown key.
+    """
+    node = cfg.DISTILL
+    known = {
+        "CONFIG", "WEIGHTS", "CLASSES", "STUDENT_SLICE", "TEACHER_SLICE",
+        "WEIGHT", "HEATMAP_WEIGHT", "SIZE_WEIGHT", "OFFSET_WEIGHT", "NORM_SIZE",
+    }  # fmt: skip
+    specs = []
+    for index, entry in enumerate(node.TEACHERS):
+        where = f"DISTILL.TEACHERS[{index}]"
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{where} must be a mapping with CONFIG and WEIGHTS, got {entry!r}")
+        for key in entry:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                raise ValueError(f"{where}: unknown key '{key}'" + (f"; did you mean {near[0]}?" if near else ""))
+        for key in ("CONFIG", "WEIGHTS"):
+            if not entry.get(key):
+                raise ValueError(f"{where}: {key} is missing")
+        classes = entry.get("CLASSES")
+        if classes is not None and not isinstance(classes, Mapping):
+            classes = {name: name for name in classes}
+        specs.append(
+            TeacherSpec(
+                config=entry["CONFIG"],
+                weights=entry["WEIGHTS"],
+                classes=dict(classes) if classes else None,
+                student_slice=_slice(entry, "STUDENT_SLICE", where),
+                teacher_slice=_slice(entry, "TEACHER_SLICE", where),
+                loss=make_loss(cfg, entry),
+            )
+        )
+    return specs
+
+
+def make_loss(cfg: CfgNode, overrides: Mapping = {}) -> DistillationLoss:  # noqa: B006
+    """The distillation terms of ``DISTILL``, with a teacher's own values where it has them."""
+    node = cfg.DISTILL
+    return DistillationLoss(
+        definition=node.DEFINITION,
+        weight=overrides.get("WEIGHT", node.WEIGHT),
+        heatmap_weight=overrides.get("HEATMAP_WEIGHT", node.HEATMAP_WEIGHT),
+        size_weight=overrides.get("SIZE_WEIGHT", node.SIZE_WEIGHT),
+        offset_weight=overrides.get("OFFSET_WEIGHT", node.OFFSET_WEIGHT),
+        norm_size=overrides.get("NORM_SIZE", node.NORM_SIZE),
+        min_size=node.MIN_SIZE,
+    )
+
+
+def _slice(entry: Mapping, key: str, where: str) -> tuple[int, int] | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    if len(value) != 2 or not 0 <= value[0] < value[1]:
+        raise ValueError(f"{where}: {key} must be [start, stop] with start < stop, got {value}")
+    return int(value[0]), int(value[1])
+
+
+def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teacher:
+    """Build a teacher and load all of its weights.
+
+    Raises:
+        FileNotFoundError: config or weights do not exist.
+        ValueError: the weights are another model's, or the model has no maps to teach; names the file.
+    """
+    cfg = load_cfg(spec.config, ["MODEL.DEVICE", str(device)])
+    if not os.path.isfile(spec.weights):
+        raise FileNotFoundError(f"weights of teacher {spec.config} not found: {spec.weights}")
+    cfg = prepare_classes(cfg)
+    model = build_model(cfg)
+    if not hasattr(model, "predict"):
+        raise ValueError(f"teacher {spec.config}: MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} cannot teach")
+    checkpoint = read_checkpoint(spec.weights)
+    state = {name.removeprefix("module."): value for name, value in checkpoint.get("model", checkpoint).items()}
+    own = model.state_dict()
+    for name, value in own.items():
+        if name not in state:
+            raise ValueError(f"{spec.weights}: not the weights of teacher {spec.config}: {name} is missing")
+        if tuple(state[name].shape) != tuple(value.shape):
+            raise ValueError(
+                f"{spec.weights}: not the weights of teacher {spec.config}: {name} is {tuple(state[name].shape)}, "
+                f"the config says {tuple(value.shape)}"
+            )
+    model.load_state_dict({name: torch.as_tensor(state[name]) for name in own})
+    return Teacher(
+        name=spec.config,
+        model=model,
+        input_format=cfg.INPUT.FORMAT,
+        class_names=list(cfg.DATASETS.CLASS_NAMES) or [str(i) for i in range(model.num_classes)],
+        loss=spec.loss,
+    )
+
+
+def pair_classes(spec: TeacherSpec, teacher_classes: Sequence[str], student_classes: Sequence[str]) -> list[tuple]:
+    """(teacher's index, student's index) pairs of one teacher.
+
+    Raises:
+        ValueError: a class name or slice does not exist, or nothing is common; names the teacher.
+    """
+    where = f"teacher {spec.config}"
+    if spec.student_slice or spec.teacher_slice:
+        start, stop = spec.student_slice or (0, len(student_classes))
+        own_start, own_stop = spec.teacher_slice or (0, len(teacher_classes))
+        if stop > len(student_classes):
+            raise ValueError(f"{where}: STUDENT_SLICE ends at {stop}, the student has {len(student_classes)} classes")
+        if own_stop > len(teacher_classes):
+            raise ValueError(f"{where}: TEACHER_SLICE ends at {own_stop}, it has {len(teacher_classes)} classes")
+        if stop - start != own_stop - own_start:
+            raise ValueError(f"{where}: {own_stop - own_start} classes cannot teach {stop - start}")
+        return list(zip(range(own_start, own_stop), range(start, stop)))
+    wanted = spec.classes
+    if wanted is None:
+        wanted = {name: name for name in teacher_classes if name in student_classes}
+        if not wanted:
+            raise ValueError(
+                f"{where}: none of its classes ({', '.join(teacher_classes)}) is the student's"
+                f" ({', '.join(student_classes)}); map them by CLASSES or a slice"
+            )
+    pairs = []
+    for own, taught in wanted.items():
+        for name, names, whose in ((own, teacher_classes, "its"), (taught, student_classes, "the student's")):
+            if name not in names:
+                raise ValueError(f"{where}: class '{name}' is not one of {whose} classes ({', '.join(names)})")
+        pairs.append((list(teacher_classes).index(own), list(student_classes).index(taught)))
+    return pairs
+
+
+def make_routes(pairs: Sequence[Sequence[tuple[int, int]]], overlap: str = "average") -> list[Route]:
+    """Share out the classes that several teachers have.
+
+    Args:
+        pairs: per teacher, see ``pair_classes``.
+        overlap: "average": equal shares; "first": the first teacher's alone.
+
+    Raises:
+        ValueError: unknown overlap, or a teacher has no class left.
+    """
+    if overlap not in OVERLAPS:
+        raise ValueError(f"DISTILL.OVERLAP '{overlap}' is not one of {', '.join(OVERLAPS)}")
+    owners: dict[int, list[int]] = {}
+    for index, its in enumerate(pairs):
+        for _, taught in its:
+            owners.setdefault(taught, []).append(index)
+    routes = []
+    for index, its in enumerate(pairs):
+        kept = [(own, taught) for own, taught in its if overlap == "average" or owners[taught][0] == index]
+        if not kept:
+            raise ValueError(f"DISTILL.TEACHERS[{index}] has nothing to teach: earlier teachers have all its classes")
+        shares = tuple(1 / len(owners[taught]) if overlap == "average" else 1.0 for _, taught in kept)
+        routes.append(Route(tuple(own for own, _ in kept), tuple(taught for _, taught in kept), shares))
+    return routes
+
+
+def require_coverage(routes: Sequence[Route], student_classes: Sequence[str], labelled: Sequence[int]) -> None:
+    """Every class must be taught by a teacher or labelled in some data set.
+
+    Raises:
+        ValueError: names the classes that are neither.
+    """
+    covered = set(labelled) | {channel for route in routes for channel in route.student_channels}
+    alone = [name for index, name in enumerate(student_classes) if index not in covered]
+    if alone:
+        raise ValueError(f"no teacher teaches and no training label covers: {', '.join(alone)}")
+
+
+class EmaTeacher(Teacher):
+    """The moving average of a student's own weights and buffers, teaching all of its classes.
+
+    Args:
+        student: it is copied; its teachers are not.
+        decay, start: see ``DISTILL.EMA``.
+    """
+
+    def __init__(self, *, student: nn.Module, decay: float, start: int, **teacher):
+        held, student.teachers = student.teachers, ()
+        try:
+            model = copy.deepcopy(student)
+        finally:
+            student.teachers = held
+        super().__init__(name="moving average", model=model, **teacher)
+        self.decay, self.start, self.steps = decay, start, 0
+
+    @property
+    def teaches(self) -> bool:
+        return self.steps >= self.start
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """One step of the average; integer buffers are copied."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        current = student.state_dict()
+        for name, value in self.model.state_dict().items():
+            new = current[name].detach().to(value.device)
+            value.lerp_(new.to(value.dtype), 1 - decay) if value.is_floating_point() else value.copy_(new)
+        self.steps += 1

@@ -1,0 +1,71 @@
+"""The records of several data sets as one, without a list of dicts for those that have an index."""
+
+import itertools
+import logging
+from collections.abc import Sequence
+
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+from PIL import Image
+from torch.utils.data import ConcatDataset, Dataset
+
+from d2x.data.index.coco_index import IndexedRecords
+from d2x.data.sets.registered_coco import has_index, read_records
+
+logger = logging.getLogger(__name__)
+
+
+def training_records(names: Sequence[str], *, filter_empty: bool) -> Sequence[dict] | Dataset:
+    """Records of the named data sets, one set after the other.
+
+    detectron2's ``get_detection_dataset_dicts`` for data sets that are lists; those that are ``IndexedRecords``, which
+    it would not filter, stay what they are, so that neither this nor a worker process holds a dict per annotation. COCO
+    jsons that detectron2 has registered, such as ``coco_2017_train``, are read as ``IndexedRecords``, too.
+
+    Args:
+        filter_empty: leave out images without an annotation that marks no crowd.
+
+    Returns:
+        A list, or a map-style data set.
+
+    Raises:
+        ValueError: no image is left.
+    """
+    if not any(map(has_index, names)):
+        return get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+    parts = [_part(name, filter_empty) for name in names]
+    if not sum(map(len, parts)):
+        raise ValueError(f"no image with an annotation in data set {', '.join(names)}")
+    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
+
+
+def are_wide(records: Sequence[dict] | Dataset) -> list[bool]:
+    """(M,) for each record, whether it is wider than high; without making the records of an index."""
+    if isinstance(records, ConcatDataset):
+        return list(itertools.chain.from_iterable(are_wide(part) for part in records.datasets))
+    if isinstance(records, IndexedRecords):
+        size = records.sizes()
+        return (size[:, 1] > size[:, 0]).tolist()
+    return [_is_wide(records[i]) for i in range(len(records))]
+
+
+def _is_wide(record: dict) -> bool:
+    if "width" in record:
+        return record["width"] > record["height"]
+    with Image.open(record["file_name"]) as image:  # a folder of images has no sizes until they are read; headers do
+        return image.width > image.height
+
+
+def _part(name: str, filter_empty: bool) -> Dataset:
+    records = read_records(name)
+    before = len(records)
+    if isinstance(records, IndexedRecords):
+        records = records.without_empty() if filter_empty else records
+    else:
+        has_annotations = bool(records) and "annotations" in records[0]
+        if filter_empty and has_annotations:
+            records = filter_images_with_only_crowd_annotations(records)
+        records = DatasetFromList(records, copy=False)
+    if len(records) < before:
+        logger.info("%s: %d of %d images have an annotation; the others are left out", name, len(records), before)
+    return records
