@@ -25,6 +25,7 @@ setup(
     packages=find_packages(include=["centerx*", "plain_detr*", "d2x*"]),
     package_data={"plain_detr": ["attention/csrc/*"]},
     python_requires=">=3.10",
+    entry_points={"d2x.detectors": ["centerx = centerx", "plain_detr = plain_detr"]},
     # detectron2 is not listed: no package index has it under its own name. `./run.sh setup` installs it (see README).
     install_requires=[
         "torch>=2.8",

@@ -16,7 +16,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-import centerx  # noqa: F401  (registers the model, its recipe and its deployment)
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
 from benchmarks.report import write
 from d2x.config.load import load_cfg

@@ -17,7 +17,6 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import plain_detr  # noqa: F401  (registers the recipe)
 from benchmarks.baselines.data_loading import plain_mapper
 from benchmarks.growth import draw_growth, growth_table
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare

@@ -17,7 +17,6 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-import plain_detr  # noqa: F401  (registers the model and its recipe)
 from benchmarks.baselines.detector import ReleasedPlainDETR
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
 from benchmarks.memory import peak_memory

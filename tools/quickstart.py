@@ -11,9 +11,8 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 
-import centerx  # noqa: F401  (registers its models and recipe)
-import plain_detr  # noqa: F401
-from d2x.config.load import load_cfg, prepare_data
+from d2x.config.load import load_cfg
+from d2x.data.prepare import prepare_data
 from d2x.engine.launch import launch
 from d2x.engine.logs import setup_logs
 from d2x.engine.trainer import Trainer

@@ -15,10 +15,10 @@ from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
-import centerx  # noqa: F401  (registers its models and recipe)
-import plain_detr  # noqa: F401
-from d2x.config.load import load_cfg, prepare_data
+from d2x.config.load import load_cfg
+from d2x.config.plugins import add_plugin_argument
 from d2x.data.mapper import DetectionMapper, make_train_mapper
+from d2x.data.prepare import prepare_data
 from d2x.data.sets.builtin import register_builtin
 from d2x.data.sets.coco_json import register_coco_json
 from d2x.data.sets.shapes import register_shapes
@@ -53,6 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=320, help="of one picture in pixels (default %(default)s)")
     parser.add_argument("--shuffle", action="store_true", help="random images instead of evenly spread ones")
     parser.add_argument("--seed", type=int, default=0, help="of --shuffle and the augmentations (default %(default)s)")
+    add_plugin_argument(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     args = parser.parse_args(argv)
     if bool(args.json) != bool(args.images):
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> Path:
     """Run; returns the picture's or the folder's path."""
     args = parse_args(argv)
     output = Path(args.output)
-    cfg = load_cfg(args.config_file, args.opts) if args.config_file else None
+    cfg = load_cfg(args.config_file, args.opts, plugins=args.plugin) if args.config_file else None
     dataset = pick_dataset(args, cfg)
     mapper = make_mapper(cfg, dataset) if cfg else None
     records, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)

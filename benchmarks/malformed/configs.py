@@ -10,11 +10,11 @@ import yaml
 from detectron2.config import CfgNode
 from torch.overrides import TorchFunctionMode
 
-import centerx  # noqa: F401  (registers its models and recipe)
-import plain_detr  # noqa: F401
 from benchmarks.malformed.cases import CANARY, USER_ERRORS, Broken, Case
 from benchmarks.malformed.mutate import NASTY, damage_bytes, damage_tree
-from d2x.config.load import get_base_cfg, load_cfg, prepare_data
+from d2x.config.keys import get_base_cfg
+from d2x.config.load import load_cfg
+from d2x.data.prepare import prepare_data
 from d2x.engine.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.malformed.cases import Broken, Case
 from benchmarks.malformed.mutate import damage_bytes
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 from d2x.data.mapper import BadImageError, make_test_mapper, make_train_mapper
 from d2x.data.rules.image_files import ImageFiles, inspect_image
 

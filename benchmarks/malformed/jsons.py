@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from benchmarks.malformed.cases import USER_ERRORS, Broken, Case
 from benchmarks.malformed.mutate import damage_bytes, damage_tree
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 from d2x.data.mapper import make_train_mapper
 from d2x.data.sets.coco_json import register_coco_json
 from tools.check_dataset import main as check_dataset

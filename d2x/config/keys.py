@@ -1,6 +1,35 @@
-"""Config keys that every detector of this project shares, on top of detectron2's own."""
+"""Config keys: those that every detector shares, on top of detectron2's own, and those that packages declare."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+_DECLARATIONS: list[Callable[[CN], None]] = []
+
+
+def declare_keys(declaration: Callable[[CN], None]) -> None:
+    """Have ``declaration(cfg)`` add its keys, with their defaults, to every config that is made from now on."""
+    if declaration not in _DECLARATIONS:
+        _DECLARATIONS.append(declaration)
+
+
+def get_base_cfg() -> CN:
+    """detectron2's defaults plus the keys of ``d2x``, of the backbones and of every registered detector."""
+    cfg = get_cfg()
+    for declaration in (add_d2x_config, *_DECLARATIONS):
+        declaration(cfg)
+    return cfg
+
+
+def flat_items(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every single setting of a config; groups are not among them."""
+    for key, value in node.items():
+        if isinstance(value, CN):
+            yield from flat_items(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def add_d2x_config(cfg: CN) -> None:
@@ -19,6 +48,8 @@ def add_d2x_config(cfg: CN) -> None:
     # Detect with batch norms folded into the convolutions before them and maps in channels-last order: the same numbers
     # to rounding, in less time. In --eval-only and wherever finished weights detect; not in evaluations while training.
     cfg.TEST.FOLD = False
+    # Importable packages that register further detectors, as --plugin does.
+    cfg.PLUGINS = []
     # Show one tqdm bar instead of a log line every 20 iterations.
     cfg.PROGRESS_BAR = False
 

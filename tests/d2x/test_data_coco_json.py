@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 from d2x.data.check.validation import box_fault, clean_coco_json, read_coco_json
 from d2x.data.mapper import make_train_mapper
 from d2x.data.sets.coco_json import register_coco_json

@@ -12,7 +12,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 from d2x.data.augment import BoxCentreCrop
 from d2x.data.mapper import MAX_BAD_IN_A_ROW, BadImageError, make_test_mapper, make_train_mapper
 

@@ -11,7 +11,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from detectron2.structures import Boxes, Instances
 
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 from d2x.evaluation import box_columns
 from d2x.evaluation.box_columns import BoxColumns, ImageBoxes
 from d2x.evaluation.coco import HotCocoEvaluator, box_statistics, build_coco_evaluator
