@@ -9,9 +9,10 @@ from torch import nn
 from centerx.config import add_centerx_config as add_config
 from centerx.distill.student import DistillationHook, Student
 from centerx.resize import FitInto
+from d2x.backbones.layer_decay import scale_backbone_rates
+from d2x.backbones.weights import weight_hooks
 from d2x.data.augment import BoxCentreCrop, CenterAffine, StrongColour, ZoomOut
 from d2x.data.fast_resize import Resize, ResizeShortestEdge
-from d2x.engine.backbone_weights import LoadBackboneWeights
 
 __all__ = [
     "CLASS_COUNT_KEY",
@@ -72,7 +73,10 @@ def test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def param_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
-    """detectron2's groups, in which the bias of a norm counts as norm, not as bias, for rate and weight decay."""
+    """detectron2's groups, in which the bias of a norm counts as norm, not as bias, for rate and weight decay.
+
+    The backbone's rates by ``SOLVER.LAYER_DECAY`` or ``BACKBONE_LR_FACTOR``.
+    """
     solver = cfg.SOLVER
     biases = {id(module.bias) for module in model.modules() if isinstance(getattr(module, "bias", None), nn.Parameter)}
     for group in get_default_optimizer_params(model, base_lr=1.0, weight_decay=0.0, weight_decay_norm=1.0):
@@ -90,7 +94,7 @@ def param_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
         rest = [parameter for parameter in group["params"] if id(parameter) not in biases]
         found = [parameter for parameter in group["params"] if id(parameter) in biases]
         groups += [{**group, "params": rest}] * bool(rest) + [{**group, **own, "params": found}] * bool(found)
-    return groups
+    return scale_backbone_rates(cfg, groups, model, "backbone.bottom_up")
 
 
 def extra_hooks(cfg: CfgNode, trainer) -> list[HookBase]:
@@ -98,9 +102,7 @@ def extra_hooks(cfg: CfgNode, trainer) -> list[HookBase]:
     model = trainer.model
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    hooks: list[HookBase] = []
-    if cfg.MODEL.BACKBONE.WEIGHTS and not cfg.MODEL.WEIGHTS:
-        hooks.append(LoadBackboneWeights(model.backbone.bottom_up, cfg.MODEL.BACKBONE.WEIGHTS))
+    hooks = weight_hooks(cfg, model, "backbone.bottom_up")
     if isinstance(model, Student):
         hooks.append(DistillationHook(model, warm_start=cfg.DISTILL.WARM_START))
     return hooks

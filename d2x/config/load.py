@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from d2x.backbones.config import add_backbone_config
+from d2x.backbones.config import add_backbone_config, forget_unread_factor
 from d2x.config.keys import add_d2x_config
 from d2x.config.values import require_values
 from d2x.data.sets.builtin import register_builtin
@@ -41,6 +41,7 @@ def load_cfg(config_file: str | None = None, opts: Iterable[str] = ()) -> CfgNod
             raise FileNotFoundError(f"config file not found: {config_file}")
         try:
             cfg.merge_from_file(config_file, allow_unsafe=False)  # else tags in the yaml could run code
+            forget_unread_factor(cfg, CfgNode.load_yaml_with_base(config_file))
         except KeyError as error:
             raise ValueError(f"{config_file}: {_unknown_key(cfg, error)}") from error
         except FileNotFoundError as error:
