@@ -14,8 +14,8 @@ def add_backbone_config(cfg: CN) -> None:
     add_torchvision_config(cfg)
 
     # Pre-trained weights of the backbone alone: a file (.pth, .bin, .safetensors, .pkl) of any origin that
-    # docs/backbones.md lists, or for torchvision's backbones a name like "IMAGENET1K_V1" to download. Read when training
-    # starts from iteration 0 without MODEL.WEIGHTS.
+    # docs/backbones.md lists, or for torchvision's backbones a name like "IMAGENET1K_V1" to download. Read when a
+    # training starts from iteration 0 without MODEL.WEIGHTS.
     cfg.MODEL.BACKBONE.WEIGHTS = ""
 
     cfg.MODEL.SWIN_V2 = CN()
