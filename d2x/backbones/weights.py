@@ -112,10 +112,10 @@ def load_backbone_weights(backbone: nn.Module, source: str, *, key: str = "MODEL
         if len(converted) > len(found):
             tensors, found = released, converted
     kind = f"{type(backbone).__name__}({backbone.extra_repr()})"
+    whose = f"it holds {owner(inside)}, the backbone has {owner(wanted)}"
     if len(found) < _LEAST_FOUND * len(wanted):
         raise ValueError(
-            f"{source}: weights of another network: it has {len(found)} of the {len(wanted)} tensors of {kind};"
-            f" it holds {owner(inside)}, the backbone has {owner(wanted)}"
+            f"{source}: weights of another network: it has {len(found)} of the {len(wanted)} tensors of {kind}; {whose}"
         )
     named = {ours: _part(ours, theirs, tensors[theirs]) for ours, theirs in found.items()}
     usable = {name: _fit(name, value, wanted[name]) for name, value in named.items()}
@@ -123,7 +123,7 @@ def load_backbone_weights(backbone: nn.Module, source: str, *, key: str = "MODEL
         if value.shape != wanted[name].shape:
             raise ValueError(
                 f"{source}: {name} has shape {tuple(value.shape)}, {kind} needs {tuple(wanted[name].shape)}:"
-                " weights of another size of this backbone"
+                f" weights of another size of this backbone; {whose}"
             )
     backbone.load_state_dict(usable, strict=False)
     report = _report(source, inside, named, usable, wanted)
@@ -190,10 +190,10 @@ def _read(path: str) -> dict:
 class _ArraysOnly(pickle.Unpickler):
     """Reads numpy's arrays and plain containers; anything else that a pickle names could run code."""
 
-    _ALLOWED = {("collections", "OrderedDict"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-    _ALLOWED |= {
-        (f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")
-    }
+    _ALLOWED = (
+        "collections.OrderedDict numpy.ndarray numpy.dtype _codecs.encode numpy.core.multiarray._reconstruct"
+        " numpy._core.multiarray._reconstruct"
+    ).split()
 
     def find_class(self, module: str, name: str):
         if f"{module}.{name}" not in self._ALLOWED:
