@@ -94,7 +94,9 @@ def param_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
         rest = [parameter for parameter in group["params"] if id(parameter) not in biases]
         found = [parameter for parameter in group["params"] if id(parameter) in biases]
         groups += [{**group, "params": rest}] * bool(rest) + [{**group, **own, "params": found}] * bool(found)
-    return scale_backbone_rates(cfg, groups, model, "backbone.bottom_up")
+    return scale_backbone_rates(
+        groups, model, "backbone.bottom_up", factor=solver.BACKBONE_LR_FACTOR, layer_decay=solver.LAYER_DECAY
+    )
 
 
 def extra_hooks(cfg: CfgNode, trainer) -> list[HookBase]:

@@ -51,61 +51,44 @@ def param_groups(
     Returns:
         ``[{"params": [...], "lr": ..., "weight_decay": ...}]``, one for each pair of values, in order of appearance.
     """
-    factors, groups = {}, []
+    groups = []
     for name, parameter, owner in _trainable(model):
         prefixes = [prefix for prefix in lr_factors or {} if name.startswith(prefix)]
-        factors[name] = lr_factors[max(prefixes, key=len)] if prefixes else 1.0
+        if layer_decay and name.startswith("backbone."):
+            prefixes = []
+        rate = lr * (lr_factors[max(prefixes, key=len)] if prefixes else 1.0)
         decay = weight_decay if _decays(name, owner, released_norm_decay) else weight_decay_norm
-        groups.append({"params": [parameter], "lr": lr, "weight_decay": decay})
-    if layer_decay:
-        factors |= backbone_factors(model, "backbone", layer_decay=layer_decay, depths=depths)
-    return scale_rates(groups, model, factors)
+        groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
+    # Joined last: saved optimizers count parameters in the order of the groups, the first of each as in the model.
+    groups = scale_backbone_rates(groups, model, "backbone", layer_decay=layer_decay, depths=depths)
+    return reduce_param_groups(groups)
 
 
-def scale_rates(groups: Sequence[dict], model: nn.Module, factors: Mapping[str, float]) -> list[dict]:
-    """Multiply learning rates in finished groups, and split and join the groups as that makes necessary.
-
-    Args:
-        groups: ``[{"params": [...], "lr": ..., ...}]``.
-        factors: parameter name in the model -> factor; 1 for others.
-    """
-    by_parameter = {parameter: factors.get(name, 1.0) for name, parameter in model.named_parameters()}
-    return reduce_param_groups(
-        [{**group, "params": [p], "lr": group["lr"] * by_parameter[p]} for group in groups for p in group["params"]]
-    )
-
-
-def backbone_factors(
+def scale_backbone_rates(
+    groups: list[dict],
     model: nn.Module,
     backbone: str,
     *,
-    factor: float = 1.0,
+    factor: float | None = None,
     layer_decay: float = 0.0,
     depths: Sequence[int] | None = None,
-) -> dict[str, float]:
-    """What the learning rate of each of a backbone's parameters, by name in the model, is multiplied by.
+) -> list[dict]:
+    """Multiply a backbone's learning rates in finished groups, split and joined as that makes necessary.
 
     Args:
+        groups: ``[{"params": [...], "lr": ..., ...}]``.
         backbone: its name in the model, such as "backbone".
-        factor: of all of them, without layer decay.
-        layer_decay: 0 is off; else the factor is ``layer_decay ** depth``, see :func:`backbone_depths`.
+        factor: of all its rates, without layer decay; None is 1.
+        layer_decay: 0 is off; else a rate is multiplied by ``layer_decay ** depth``, see :func:`backbone_depths`.
     """
-    module = model.get_submodule(backbone)
-    if layer_decay:
-        by_name = {name: layer_decay**depth for name, depth in backbone_depths(module, depths).items()}
-    else:
-        by_name = {name: factor for name, _ in module.named_parameters()}
-    return {f"{backbone}.{name}": value for name, value in by_name.items()}
-
-
-def scale_backbone_rates(cfg: CfgNode, groups: list[dict], model: nn.Module, backbone: str) -> list[dict]:
-    """Finished groups with ``SOLVER.LAYER_DECAY`` or ``BACKBONE_LR_FACTOR`` (unset: 1) applied to the backbone of that
-    name in the model."""
-    factor = 1.0 if cfg.SOLVER.BACKBONE_LR_FACTOR is None else cfg.SOLVER.BACKBONE_LR_FACTOR
-    if factor == 1.0 and not cfg.SOLVER.LAYER_DECAY:
+    if not layer_decay and factor in (None, 1.0):
         return groups
-    factors = backbone_factors(model, backbone, factor=factor, layer_decay=cfg.SOLVER.LAYER_DECAY)
-    return scale_rates(groups, model, factors)
+    module = model.get_submodule(backbone)
+    by_depth = backbone_depths(module, depths) if layer_decay else {}
+    factors = {p: layer_decay ** by_depth[name] if layer_decay else factor for name, p in module.named_parameters()}
+    return reduce_param_groups(
+        [{**group, "params": [p], "lr": group["lr"] * factors.get(p, 1.0)} for group in groups for p in group["params"]]
+    )
 
 
 def backbone_depths(backbone: nn.Module, depths: Sequence[int] | None = None) -> dict[str, int]:

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 # timm's features are stages_0 where its classifier has stages.0.
 _COMMON = ((r"^model\.", ""), (r"^([a-z]+)_(\d+)\.", r"\1.\2."))
-# torchvision's MobileNetV2 counts its 17 blocks through, timm's by stage.
-_MOBILENET_V2 = [f"blocks.{stage}.{i}." for stage, count in enumerate((1, 2, 3, 4, 3, 3, 1)) for i in range(count)]
 
 
 class Naming(NamedTuple):
@@ -25,14 +23,21 @@ class Naming(NamedTuple):
     rules: tuple[tuple[str, str | Callable], ...] = ()
 
 
+def _inverted_residual(match: re.Match) -> str:
+    """MobileNetV2: torchvision counts blocks and their parts through, timm counts blocks by stage and names parts."""
+    block = int(match[1]) - 1
+    stage = next(stage for stage in range(7) if block < sum(_BLOCKS[: stage + 1]) or stage == 6)
+    parts = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2": "conv_pwl", "3": "bn3"}
+    if not block:
+        parts = {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}
+    return f"blocks.{stage}.{block - sum(_BLOCKS[:stage])}.{parts.get(match[2])}."
+
+
+_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # of MobileNetV2's stages
 # timm counts patch merging to the stage after it, all others to the one before.
 _EARLIER_MERGING = (r"^layers\.(\d+)\.downsample\.", lambda match: f"layers.{int(match[1]) - 1}.downsample.")
 NAMINGS = (
-    Naming(
-        "SimMIM's",
-        r"^encoder\.(layers\.0\.blocks|patch_embed)\.",
-        ((r"^encoder\.", ""), ("rpe_mlp", "cpb_mlp")),
-    ),
+    Naming("SimMIM's", r"^encoder\.(layers\.0\.blocks|patch_embed)\.", ((r"^encoder\.", ""), ("rpe_mlp", "cpb_mlp"))),
     Naming("the Swin authors'", r"^layers\.0\.downsample\."),
     Naming("timm's Swin", r"^layers\.1\.downsample\.", (_EARLIER_MERGING,)),
     Naming("the Swin authors'", r"^layers\.0\.blocks\.0\.attn\."),
@@ -56,17 +61,7 @@ NAMINGS = (
             (r"^features\.0\.1\.", "bn1."),
             (r"^features\.18\.0\.", "conv_head."),
             (r"^features\.18\.1\.", "bn2."),
-            (r"^features\.(\d+)\.conv\.", lambda match: _MOBILENET_V2[int(match[1]) - 1]),
-            (r"^(blocks\.0\.0)\.0\.0\.", r"\1.conv_dw."),
-            (r"^(blocks\.0\.0)\.0\.1\.", r"\1.bn1."),
-            (r"^(blocks\.0\.0)\.1\.", r"\1.conv_pw."),
-            (r"^(blocks\.0\.0)\.2\.", r"\1.bn2."),
-            (r"^(blocks\.\d\.\d)\.0\.0\.", r"\1.conv_pw."),
-            (r"^(blocks\.\d\.\d)\.0\.1\.", r"\1.bn1."),
-            (r"^(blocks\.\d\.\d)\.1\.0\.", r"\1.conv_dw."),
-            (r"^(blocks\.\d\.\d)\.1\.1\.", r"\1.bn2."),
-            (r"^(blocks\.\d\.\d)\.2\.", r"\1.conv_pwl."),
-            (r"^(blocks\.\d\.\d)\.3\.", r"\1.bn3."),
+            (r"^features\.(\d+)\.conv\.(\d(?:\.\d)?)\.", _inverted_residual),
         ),
     ),
     Naming(
@@ -76,11 +71,9 @@ NAMINGS = (
             (r"^stem\.0\.", "stem.conv."),
             (r"^stem\.1\.", "stem.bn."),
             (r"^trunk_output\.block(\d+)\.block\d+-(\d+)\.", lambda match: f"s{match[1]}.b{int(match[2]) + 1}."),
-            (r"\.proj\.0\.", ".downsample.conv."),
-            (r"\.proj\.1\.", ".downsample.bn."),
+            (r"\.proj\.([01])\.", lambda match: f".downsample.{('conv', 'bn')[int(match[1])]}."),
             (r"\.f\.se\.", ".se."),
-            (r"\.f\.([abc])\.0\.", lambda match: f".conv{'_abc'.index(match[1])}.conv."),
-            (r"\.f\.([abc])\.1\.", lambda match: f".conv{'_abc'.index(match[1])}.bn."),
+            (r"\.f\.([abc])\.([01])\.", lambda m: f".conv{'_abc'.index(m[1])}.{('conv', 'bn')[int(m[2])]}."),
         ),
     ),
     Naming(

@@ -20,6 +20,7 @@ from d2x.backbones.swin_v2 import SwinV2
 from d2x.backbones.timm import TimmBackbone
 from d2x.backbones.torchvision import REGNETS, SE_RATIO, TorchvisionRegNet, TorchvisionResNet
 from d2x.backbones.weights import load_backbone_weights, weight_hooks
+from d2x.config.load import load_cfg
 
 # torchvision's network, the same in timm
 PAIRS = [
@@ -263,3 +264,12 @@ def test_a_saved_config_of_before_keeps_its_meaning(content, factor, expected):
     cfg.SOLVER.BACKBONE_LR_FACTOR = factor
     forget_unread_factor(cfg, content)
     assert cfg.SOLVER.BACKBONE_LR_FACTOR == expected
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.1, None), (1.0, 1.0)])
+def test_a_config_saved_before_is_read_so(factor, expected, tmp_path):
+    cfg = load_cfg(None, ["SOLVER.BACKBONE_LR_FACTOR", factor])
+    path = tmp_path / "config.yaml"
+    path.write_text(re.sub(r"(?m)^PLUGINS:.*\n", "", cfg.dump()))
+    assert load_cfg(str(path)).SOLVER.BACKBONE_LR_FACTOR == expected
+    assert load_cfg(str(path), ["SOLVER.BACKBONE_LR_FACTOR", 0.1]).SOLVER.BACKBONE_LR_FACTOR == 0.1

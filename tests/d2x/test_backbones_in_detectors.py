@@ -139,6 +139,16 @@ def test_layer_decay(meta_arch, backbone):
     assert {rate for name, rate in of.items() if not name.startswith(backbone)} == {1.0}
 
 
+def test_layer_decay_counts_timms_stages():
+    """ConvNeXt: stages are named stages_0 and so on, and what leads to a stage counts to it."""
+    of = rates(*detector("CenterNet", "timm_convnext", "SOLVER.BASE_LR", 1.0, "SOLVER.LAYER_DECAY", 0.5))
+    inside = {name.removeprefix("backbone.bottom_up.model."): rate for name, rate in of.items()}
+    first = [inside[f"stages_{stage}.blocks.0.norm.weight"] for stage in range(4)]
+    assert first == sorted(set(first)) and first[-1] < 1.0
+    assert inside["stem_0.weight"] == first[0] / 2
+    assert inside["stages_1.downsample.1.weight"] == first[1] / 2
+
+
 def test_layer_decay_keeps_the_rates_and_decay_of_biases():
     settings = ["SOLVER.BASE_LR", 1.0, "SOLVER.BIAS_LR_FACTOR", 2.0, "SOLVER.WEIGHT_DECAY_BIAS", 0.25]
     cfg, model = detector("CenterNet", "swin_v2", *settings, "SOLVER.LAYER_DECAY", 0.5)
@@ -154,3 +164,15 @@ def test_layer_decay_needs_blocks(meta_arch):
     cfg, model = detector(meta_arch, "small_conv", "SOLVER.LAYER_DECAY", 0.5)
     with pytest.raises(ValueError, match="SOLVER.LAYER_DECAY: SmallResNet has no transformer blocks"):
         get_recipe(meta_arch).param_groups(cfg, model)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_optimizers_saved_before_still_fit(decay):
+    """They number parameters through the groups: groups by the first of their parameters, these as in the model."""
+    cfg, model = detector("PlainDETR", "swin_v2", "SOLVER.LAYER_DECAY", decay)
+    place = {parameter: index for index, parameter in enumerate(model.parameters())}
+    groups = build_optimizer(cfg, get_recipe("PlainDETR").param_groups(cfg, model)).param_groups
+    order = [[place[parameter] for parameter in group["params"]] for group in groups]
+    assert all(places == sorted(places) for places in order)
+    assert order == sorted(order)
+    assert len(order) == len({(group["lr"], group["weight_decay"]) for group in groups})
