@@ -9,9 +9,10 @@ from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
 from centerx.resize import FitInto
+from d2x.backbones.layer_decay import scale_backbone_rates
+from d2x.backbones.weights import weight_hooks
 from d2x.data.augment import BoxCentreCrop, CenterAffine, StrongColour, ZoomOut
 from d2x.data.fast_resize import Resize, ResizeShortestEdge
-from d2x.engine.backbone_weights import LoadBackboneWeights
 
 RESIZES = ("shortest_edge", "fixed", "fit", "center_affine", "none")
 
@@ -68,7 +69,10 @@ class CenterXRecipe:
         return [T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)]
 
     def param_groups(self, cfg: CfgNode, model: nn.Module) -> list[dict]:
-        """detectron2's groups, in which the bias of a norm counts as norm, not as bias, for rate and weight decay."""
+        """detectron2's groups, in which the bias of a norm counts as norm, not as bias, for rate and weight decay.
+
+        The backbone's rates by ``SOLVER.LAYER_DECAY`` or ``BACKBONE_LR_FACTOR``.
+        """
         solver = cfg.SOLVER
         biases = {
             id(module.bias) for module in model.modules() if isinstance(getattr(module, "bias", None), nn.Parameter)
@@ -88,13 +92,13 @@ class CenterXRecipe:
             rest = [parameter for parameter in group["params"] if id(parameter) not in biases]
             found = [parameter for parameter in group["params"] if id(parameter) in biases]
             groups += [{**group, "params": rest}] * bool(rest) + [{**group, **own, "params": found}] * bool(found)
-        return groups
+        return scale_backbone_rates(
+            groups, model, "backbone.bottom_up", factor=solver.BACKBONE_LR_FACTOR, layer_decay=solver.LAYER_DECAY
+        )
 
     def extra_hooks(self, cfg: CfgNode, model: nn.Module) -> list[HookBase]:
         """Loads ``MODEL.BACKBONE.WEIGHTS`` before a training that starts from nothing else."""
-        if not cfg.MODEL.BACKBONE.WEIGHTS or cfg.MODEL.WEIGHTS:
-            return []
-        return [LoadBackboneWeights(model.backbone.bottom_up, cfg.MODEL.BACKBONE.WEIGHTS)]
+        return weight_hooks(cfg, model, "backbone.bottom_up")
 
 
 def _resize(cfg: CfgNode) -> str:

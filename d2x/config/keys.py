@@ -7,12 +7,25 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
 _DECLARATIONS: list[Callable[[CN], None]] = []
+_UPGRADES: list[Callable[[CN, dict], None]] = []
 
 
-def declare_keys(declaration: Callable[[CN], None]) -> None:
-    """Have ``declaration(cfg)`` add its keys, with their defaults, to every config that is made from now on."""
+def declare_keys(declaration: Callable[[CN], None], *, upgrade: Callable[[CN, dict], None] | None = None) -> None:
+    """Have ``declaration(cfg)`` add its keys, with their defaults, to every config that is made from now on.
+
+    Args:
+        upgrade: ``upgrade(cfg, content)`` is called after a config file was read; it changes what a file that an
+            earlier version has saved says in another way. ``content`` is the file's, with its bases.
+    """
     if declaration not in _DECLARATIONS:
         _DECLARATIONS.append(declaration)
+        _UPGRADES.extend([upgrade] if upgrade else [])
+
+
+def upgrade_saved(cfg: CN, content: dict) -> None:
+    """Apply every declared upgrade to a config into which a file was merged."""
+    for upgrade in _UPGRADES:
+        upgrade(cfg, content)
 
 
 def get_base_cfg() -> CN:

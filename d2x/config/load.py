@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from detectron2.config import CfgNode
 
-from d2x.config.keys import flat_items, get_base_cfg
+from d2x.config.keys import flat_items, get_base_cfg, upgrade_saved
 from d2x.config.plugins import load_plugins
 from d2x.config.values import require_values
 
@@ -23,16 +23,18 @@ def load_cfg(config_file: str | None = None, opts: Iterable[str] = (), *, plugin
         ValueError: unknown key (names the nearest known one), a value of the wrong type, or broken yaml.
     """
     opts = list(opts)
-    plugins = list(dict.fromkeys([*plugins, *_plugins_in_file(config_file), *_plugins_in_words(opts)]))
+    content = _read(config_file) if config_file else {}
+    plugins = list(dict.fromkeys([*plugins, *_names(content.get("PLUGINS")), *_plugins_in_words(opts)]))
     load_plugins(plugins)
     cfg = get_base_cfg()
     known = {key for key, _ in flat_items(cfg)}
     if config_file:
         try:
-            cfg.merge_from_file(config_file, allow_unsafe=False)  # else tags in the yaml could run code
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+            upgrade_saved(cfg, content)
         except KeyError as error:
             raise ValueError(f"{config_file}: {_unknown_key(cfg, error)}") from error
-        except Exception as error:  # yaml, yacs and detectron2 raise anything for a text that is no config
+        except Exception as error:
             raise ValueError(f"{config_file}: not a config ({_in_words(error)})") from error
     flags = [word for word in opts[::2] if str(word).startswith("--")]
     if flags:
@@ -53,31 +55,33 @@ def load_cfg(config_file: str | None = None, opts: Iterable[str] = (), *, plugin
     return cfg
 
 
-def _plugins_in_file(config_file: str | None) -> list[str]:
-    """What the file says about ``PLUGINS``, whose packages declare keys that the rest of it may use."""
-    if not config_file:
-        return []
+def _read(config_file: str) -> dict:
+    """What a file says, with its bases; ``PLUGINS`` in it names packages that declare keys the rest may use."""
     if not os.path.isfile(config_file):
         raise FileNotFoundError(f"config file not found: {config_file}")
     try:
-        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)  # else tags in the yaml could run code
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{config_file}: its _BASE_ was not found: {error.filename}") from error
-    except Exception as error:
+    except Exception as error:  # yaml, yacs and detectron2 raise anything for a text that is no config
         raise ValueError(f"{config_file}: not a config ({_in_words(error)})") from error
-    found = content.get("PLUGINS") if isinstance(content, dict) else None
-    return list(found) if isinstance(found, (list, tuple)) else [found] if found else []
+    if not isinstance(content, dict):
+        raise ValueError(f"{config_file}: not a config (it holds a {type(content).__name__}, not KEY: VALUE lines)")
+    return content
 
 
 def _plugins_in_words(opts: Sequence[str]) -> list[str]:
     for key, value in zip(opts[::2], opts[1::2]):
         if key == "PLUGINS":
             try:
-                found = ast.literal_eval(value) if isinstance(value, str) else value
+                return _names(ast.literal_eval(value) if isinstance(value, str) else value)
             except (ValueError, SyntaxError):
-                found = value
-            return list(found) if isinstance(found, (list, tuple)) else [found]
+                return [value]
     return []
+
+
+def _names(value: object) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value] if value else []
 
 
 def _unknown_key(cfg: CfgNode, error: Exception, candidates: Iterable[str] = ()) -> str:
