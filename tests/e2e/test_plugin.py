@@ -51,7 +51,7 @@ def test_evaluated_demoed_and_profiled(trained, tmp_path):
     saved = ["--config-file", trained / "config.yaml"]
     weights = ["MODEL.WEIGHTS", trained / "model_final.pth"]
     text = succeed("tools/train_net.py", "--eval-only", *saved, *weights, "OUTPUT_DIR", tmp_path / "eval")
-    assert "Evaluation results for bbox" in text
+    assert "Evaluation results for shapes_tiny_val" in text
     picture = sorted((shapes_folder(DATASETS["shapes_tiny_val"]) / "images").iterdir())[0]
     succeed("tools/demo.py", *saved, "--input", picture, "--output", tmp_path / "demo", "--threshold", "0.0", *weights)
     assert (tmp_path / "demo" / "results.json").exists()
