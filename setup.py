@@ -53,7 +53,6 @@ setup(
     extras_require={
         "export": EXPORT,
         "tensorrt": [*EXPORT, "tensorrt-rtx-cu13>=1.5"],
-        "cluster": ["submitit>=1.5"],
         "fast": FAST,
         "dev": [
             "pytest>=8",
@@ -61,7 +60,6 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.6",
             "psutil>=5.9",
-            "submitit>=1.5",
             *EXPORT,
             *FAST,
         ],
