@@ -16,8 +16,6 @@ EXPORT = [
 # Caffe models are run by OpenCV's importer, which version 5 no longer has.
 CAFFE = ["onnx>=1.18", "onnxscript>=0.5", "protobuf>=4.25", "opencv-python-headless>=4.10,<5"]
 
-CLUSTER = ["submitit>=1.5"]
-
 # Compiled helpers that everything also runs without: COCO statistics, their result file, decoding of JPEGs.
 FAST = ["hotcoco>=1.3", "orjson>=3.10", "simplejpeg>=1.8"]
 
@@ -92,7 +90,6 @@ setup(
         "export": EXPORT,
         "caffe": CAFFE,
         "tensorrt": [*EXPORT, "tensorrt-rtx-cu13>=1.5"],
-        "cluster": CLUSTER,
         "fast": FAST,
         "dev": [
             "pytest>=8",
@@ -103,7 +100,6 @@ setup(
             "pyright>=1.1.400",
             "psutil>=5.9",
             "setuptools>=77",  # builds the wheel in the tests
-            *CLUSTER,
             *EXPORT,
             *CAFFE,
             *FAST,
