@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """CenterX on ResNet-18, one 512 x 512 image: the eager model against its faster forms.
 
 Folded: batch norms folded into the convolutions, maps in channels-last order. Compiled: that, through torch.compile.

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Loading of training images, 640 x 480 JPEGs with DETR's augmentation: ours against detectron2's mapper with Pillow.
 
 First in this process, on one core; then by loader workers, as in training. The pictures are synthetic (smooth colours

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Plain-DETR Swin V2-S: a training step and inference, ours against what the released program computes.
 
 Both are one model on the same weights with the released settings (``configs/released``): they give the same losses and

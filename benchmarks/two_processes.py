@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Training CenterX's quick start: images a second of two processes with a core each against one process with one core.
 
 Every process is held to a core of its own and computes with one thread; each has the same number of images in a step.

@@ -19,7 +19,7 @@ from d2x.errors import one_line_errors
 logger = logging.getLogger(__name__)
 
 
-# What torchrun, submitit and others tell a process that they have started; MASTER_PORT goes with them.
+# What torchrun and others tell a process that they have started; MASTER_PORT goes with them.
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 
 # Several machines that restart need this for torchrun. Without it all attempts meet in one store, where those before
