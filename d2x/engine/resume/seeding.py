@@ -88,8 +88,8 @@ class SeedEachStep(HookBase):
     """
 
     def before_train(self) -> None:
-        # TorchScript functions, such as the focal loss of detectron2's own detectors, are else compiled anew after their
-        # first calls and round differently from then on: the first steps of a resumed run would.
+        # TorchScript functions, such as the focal loss of detectron2's own detectors, are else compiled anew after
+        # their first calls and round differently from then on: the first steps of a resumed run would.
         torch.jit.set_fusion_strategy([])
 
     def before_step(self) -> None:
