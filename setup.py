@@ -60,7 +60,6 @@ setup(
         "d2x.projects": ["*/configs/*.yaml", "*/configs/*/*.yaml"],
         "d2x.configs": ["*.yaml"],
     },
-    entry_points={"d2x.detectors": ["centerx = centerx", "plain_detr = plain_detr"]},
     python_requires=">=3.10",
     entry_points={"d2x.detectors": ["centerx = centerx", "plain_detr = plain_detr"]},
     # detectron2 is not listed: no package index has it under its own name. `./run.sh setup` installs it (see README).
