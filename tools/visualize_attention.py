@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import read_image
 
 import centerx  # noqa: F401  (a saved config holds the keys of every detector)
 import plain_detr  # noqa: F401  (registers the model and its recipe)
 from d2x.config.load import load_cfg, prepare_classes
+from d2x.data.images import read_image
 from d2x.detectors import get_recipe
 from d2x.errors import one_line_errors
 from d2x.inference.predictor import Predictor

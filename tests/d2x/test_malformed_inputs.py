@@ -16,8 +16,8 @@ from benchmarks.malformed.cases import CANARY, Broken, Case, run_case
 from benchmarks.malformed.run import main, outcomes, table
 from d2x.checkpoint.files import Checkpointer
 from d2x.config.load import get_base_cfg, load_cfg
+from d2x.data.images import decode
 from d2x.data.mapper import make_test_mapper, make_train_mapper
-from d2x.data.rules.image_files import decode
 from d2x.data.sets.crowd_human import read_crowd_human
 from d2x.data.sets.wider_face import parse_wider_face
 

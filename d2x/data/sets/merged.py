@@ -7,11 +7,10 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from d2x.data.images import SUFFIXES
 from d2x.data.sets.registered_coco import read_records
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def register_merged(name: str, sources: Sequence[str], classes: Sequence[str]) -> str:
@@ -84,7 +83,7 @@ def _list_images(name: str, folders: Sequence[str]) -> list[dict]:
         path
         for folder in folders
         for path in sorted(Path(folder).rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        if path.suffix.lower() in SUFFIXES and path.is_file()
     ]
     if not files:
         raise ValueError(f"no image in {', '.join(map(str, folders))} (data set '{name}')")

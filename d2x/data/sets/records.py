@@ -9,7 +9,8 @@ from pathlib import Path
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
-from d2x.data.rules.image_files import open_image
+from d2x.data.images import read_size
+from d2x.data.rules import problems as kinds
 from d2x.data.rules.problems import Problems
 
 logger = logging.getLogger(__name__)
@@ -44,12 +45,11 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         ValueError: missing or no image; the message is a reason for ``Problems``.
     """
     try:
-        with open_image(path) as image:
-            return image.height, image.width
+        return read_size(path)
     except FileNotFoundError as error:
-        raise ValueError("image files missing") from error
-    except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
-        raise ValueError("image files that cannot be read") from error
+        raise ValueError(kinds.FILE_MISSING) from error
+    except ValueError as error:
+        raise ValueError(kinds.FILE_UNREADABLE) from error
 
 
 def make_record(file_name: str | os.PathLike, image_id: str | int, size: tuple[int, int]) -> dict:
