@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from d2x.data.check.clean_copy import Cleaning
 from d2x.data.check.oddities import bad_ids, note_oddities, partly_outside, repeated, same_file
+from d2x.data.index.clean_copy import Cleaning
 from d2x.data.index.json_stream import read_members
 from d2x.data.index.scan import LISTS, Annotations, Images, Scan, scan_coco
 from d2x.data.rules import problems as kinds

@@ -1,7 +1,7 @@
 """One pass over a COCO json: every record is judged, and what can be used is kept as columns instead of dicts."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,7 @@ class Scan:
         notes: what is kept and yet odd.
         renumber: annotation ids must be given anew for COCO's evaluation.
         complete: no other key must be filled in for COCO's evaluation.
+        folders: in which image files were looked for.
     """
 
     json_file: str
@@ -89,11 +90,26 @@ class Scan:
     notes: Problems
     renumber: bool
     complete: bool
+    folders: list[str]
 
     @property
     def usable_as_it_is(self) -> bool:
         """detectron2 and pycocotools can read the file itself."""
         return not self.problems and self.complete and not self.renumber
+
+    def require_usable(self) -> None:
+        """
+        Raises:
+            ValueError: the outline or a category is wrong, or no image or annotation is left.
+        """
+        if self.faults:
+            raise ValueError(f"{self.json_file}: {self.faults[0]}")
+        if not len(self.images):
+            raise ValueError(f"no usable image in {self.image_root}; {self.problems.summary()}")
+        # A json without the key describes a test set that nobody may evaluate on.
+        if self.annotations is not None and not self.annotations.keep.any():
+            detail = self.problems.summary() if self.problems else f"{self.json_file}: the data set has no annotations"
+            raise ValueError(f"no usable annotation; {detail}")
 
 
 def scan_coco(
@@ -101,7 +117,7 @@ def scan_coco(
     json_file: str,
     image_root: str,
     *,
-    files_for: Callable[[int], ImageFiles] | None = None,
+    need_images: bool = False,
     listed: int = 4,
 ) -> Scan:
     """Judge a COCO json.
@@ -111,10 +127,10 @@ def scan_coco(
     there, or whose box (x, y, w, h; px) is not four finite numbers, has no size or lies wholly outside its image.
 
     Args:
-        members: from ``read_members(json_file, LISTS)`` or ``iterate_members``.
+        members: from ``read_members(json_file, LISTS)``.
         json_file: named in messages.
         image_root: folder that the file names are relative to.
-        files_for: number of image records -> what judges their files; None takes them to be there.
+        need_images: look for the image files (see ``ImageFiles``); False takes them to be there.
         listed: so many records of each kind of problem are remembered.
 
     Raises:
@@ -126,7 +142,7 @@ def scan_coco(
     problems, notes = Problems(json_file, listed), Problems(json_file, listed)
     if reader.bad_fields:
         notes.add_many(kinds.ANNOTATION_BAD_FIELDS, reader.bad_fields, ((name, {}) for name in reader.bad_field_names))
-    files = files_for(len(reader.images)) if files_for else None
+    files = ImageFiles(len(reader.images)) if need_images else None
     images, keep_images, left_out = _usable_images(reader, json_file, image_root, files, problems)
     categories = sorted(judge_categories(reader.categories)[0], key=lambda category: category["id"])
     annotations = None
@@ -145,6 +161,7 @@ def scan_coco(
         notes=notes,
         renumber=bool(np.isin(ids, (NO_ID, 0)).any() or len(np.unique(ids)) < len(ids)),
         complete=reader.complete and "info" in reader.lengths,
+        folders=files.folders if files else [],
     )
 
 

@@ -14,15 +14,19 @@ from d2x.data.rules import problems as kinds
 _LOOK = 8  # the look is compared on a grid of 8 x 8
 
 
+# Up to this many images, each is decoded when the data set is checked; in larger ones a broken file shows in training.
+DECODE_UP_TO = 64
+
+
 class ImageFiles:
     """Judges image files; lists every folder once, which on a network drive is far quicker than asking for each file.
 
     Args:
-        decode: whether to decode each file; otherwise only its name is looked for.
+        count: of files; if they are few, each is decoded, otherwise only its name is looked for.
     """
 
-    def __init__(self, *, decode: bool):
-        self._decode = decode
+    def __init__(self, count: int):
+        self._decode = count <= DECODE_UP_TO
         self._names: dict[str, set[str]] = {}
 
     def fault(self, path: str) -> str:

@@ -80,17 +80,6 @@ def write_members(members: Iterable[Member], path: Path) -> None:
         file.write("\n]\n}\n" if open_list else "\n}\n")
 
 
-def gather(members: Iterable[Member]) -> dict:
-    """The object whose members these are, in memory."""
-    content: dict = {}
-    for key, position, value in members:
-        if position < 0:
-            content[key] = value
-        else:
-            content[key].append(value)
-    return content
-
-
 def _cleaned(annotation: dict, cleaning: Cleaning, number: int) -> dict:
     """With all that is needed; the same object if nothing was to do."""
     changes = {}
