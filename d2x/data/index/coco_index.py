@@ -119,6 +119,14 @@ class CocoIndex:
         """A process that is started anew maps the file again instead of being sent its content."""
         return (CocoIndex.open, (self.path,)) if self.path else (CocoIndex, (self.header, self.arrays))
 
+    def class_metadata(self) -> dict[str, Any]:
+        """What detectron2's ``Metadata`` is to know of the categories."""
+        categories = self.header["categories"]
+        return {
+            "thing_classes": [category["name"] for category in categories],
+            "thing_dataset_id_to_contiguous_id": {category["id"]: i for i, category in enumerate(categories)},
+        }
+
     def file_name(self, image: int) -> str:
         return _unpack(self.arrays, "file_text", image)
 

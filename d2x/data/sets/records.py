@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
@@ -30,6 +31,19 @@ def read_lines(path: str | os.PathLike) -> list[str]:
         return path.read_text(encoding="utf-8").rstrip().splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file: {error}") from error
+
+
+def is_registered(name: str, identity: tuple) -> bool:
+    """Whether a data set is registered; ``identity`` is what it was made from, its metadata's ``registered_from``.
+
+    Raises:
+        ValueError: it was made from something else.
+    """
+    if name not in DatasetCatalog:
+        return False
+    if MetadataCatalog.get(name).get("registered_from") != identity:
+        raise ValueError(f"data set name '{name}' is already in use for something other than {identity}")
+    return True
 
 
 def require_folder(path: str | os.PathLike, annotations: str | os.PathLike) -> None:
