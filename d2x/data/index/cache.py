@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from iopath.common.file_io import file_lock
 from portalocker import LockException
 
@@ -122,8 +121,8 @@ def _make(json_file: str, image_root: str, need_images: bool, key: str) -> CocoI
 
 
 def _write_copy(scan: Scan, key: str) -> Path:
-    keep = [scan.keep_images, scan.annotations.keep if scan.annotations is not None else np.empty(0)]
-    digest = hashlib.sha256(key.encode() + b"".join(which.tobytes() for which in keep)).hexdigest()[:16]
+    kept = scan.keep_images.tobytes() + scan.annotations.keep.tobytes()
+    digest = hashlib.sha256(key.encode() + kept).hexdigest()[:16]
     copy = cache_dir() / "cleaned" / f"{Path(scan.json_file).stem}-{digest}.json"
     if not copy.exists():
         try:

@@ -71,6 +71,7 @@ class Scan:
     Attributes:
         faults: why the file cannot be used at all; empty if it can.
         categories: the usable ones, in the order of their ids.
+        labelled: there is a list of annotations, even an empty one.
         keep_images: (all image records,) bool.
         problems: what is left out, and why.
         notes: what is kept and yet odd.
@@ -84,7 +85,8 @@ class Scan:
     faults: list[str]
     categories: list[dict]
     images: Images
-    annotations: Annotations | None
+    annotations: Annotations
+    labelled: bool
     keep_images: np.ndarray
     problems: Problems
     notes: Problems
@@ -107,7 +109,7 @@ class Scan:
         if not len(self.images):
             raise ValueError(f"no usable image in {self.image_root}; {self.problems.summary()}")
         # A json without the key describes a test set that nobody may evaluate on.
-        if self.annotations is not None and not self.annotations.keep.any():
+        if self.labelled and not self.annotations.keep.any():
             detail = self.problems.summary() if self.problems else f"{self.json_file}: the data set has no annotations"
             raise ValueError(f"no usable annotation; {detail}")
 
@@ -145,10 +147,8 @@ def scan_coco(
     files = ImageFiles(len(reader.images)) if need_images else None
     images, keep_images, left_out = _usable_images(reader, json_file, image_root, files, problems)
     categories = sorted(judge_categories(reader.categories)[0], key=lambda category: category["id"])
-    annotations = None
-    if reader.lengths.get("annotations") is not None:
-        annotations = _judge_annotations(reader, images, left_out, categories, problems, notes)
-    ids = annotations.ids[annotations.keep] if annotations is not None else np.empty(0, np.int64)
+    annotations = _judge_annotations(reader, images, left_out, categories, problems, notes)
+    ids = annotations.ids[annotations.keep]
     return Scan(
         json_file=json_file,
         image_root=image_root,
@@ -156,6 +156,7 @@ def scan_coco(
         categories=categories,
         images=images,
         annotations=annotations,
+        labelled=reader.lengths.get("annotations") is not None,
         keep_images=keep_images,
         problems=problems,
         notes=notes,
@@ -209,11 +210,8 @@ def _judge_annotations(
     found = Annotations(image, category, boxes, columns["crowd"], columns["id"], keep=np.ones(len(fault), dtype=bool))
 
     def leave_out(broken: np.ndarray, kind: str, more=lambda position: "", to: Problems = problems) -> None:
-        broken = broken & found.keep
-        first = np.flatnonzero(broken)[: problems.listed].tolist()
-        named = ((found.name(i) + more(i), {"position": i}) for i in first)
-        to.add_many(kind, int(np.count_nonzero(broken)), named)
-        np.logical_and(found.keep, ~broken, out=found.keep)
+        to.add_where(kind, broken & found.keep, lambda i: found.name(i) + more(i))
+        found.keep &= ~broken
 
     for code, key in enumerate(NEEDED, start=1):
         leave_out(fault == code, f"{kinds.ANNOTATION_NOT_A_RECORD}{key}")

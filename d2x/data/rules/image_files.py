@@ -12,8 +12,6 @@ from d2x.data.images import decode, orientation, read_header, upright_rgb
 from d2x.data.rules import problems as kinds
 
 _LOOK = 8  # the look is compared on a grid of 8 x 8
-
-
 # Up to this many images, each is decoded when the data set is checked; in larger ones a broken file shows in training.
 DECODE_UP_TO = 64
 

@@ -51,9 +51,8 @@ def read_coco_classes(
     numbers = {own[name]: number for number, name in enumerate(classes) if name}
     found = scan.annotations
     wanted: list[list[int]] = [[] for _ in range(len(scan.images))]  # by image, positions of annotations
-    if found is not None:
-        for position in np.flatnonzero(np.isin(found.category, list(numbers)) & (found.image >= 0)).tolist():
-            wanted[found.image[position]].append(position)
+    for position in np.flatnonzero(np.isin(found.category, list(numbers)) & (found.image >= 0)).tolist():
+        wanted[found.image[position]].append(position)
     records = []
     for image in np.argsort(scan.images.position).tolist():
         height, width = int(scan.images.height[image]), int(scan.images.width[image])
