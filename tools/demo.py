@@ -9,16 +9,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from d2x.deploy.images import find_images
 from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from tqdm import tqdm
 
 from d2x.atomic_files import atomic_write
 from d2x.config.load import load_cfg
 from d2x.config.plugins import add_plugin_argument
+from d2x.data.images import find_images, read_image
 from d2x.data.prepare import prepare_classes
-from d2x.deploy.images import find_images
 from d2x.errors import one_line_errors
 from d2x.inference.predictor import Predictor
 from d2x.report.predictions import draw_instances
@@ -107,10 +107,7 @@ def main(argv: list[str] | None = None) -> Path:
         if path.suffix.lower() in VIDEO_SUFFIXES:
             records += run_video(path, predictor, metadata, output, args.threshold)
             continue
-        try:
-            image = read_image(str(path), "RGB")
-        except Exception as error:
-            raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+        image = read_image(path)
         found = predictor(image)
         records += to_records(found, str(path))
         drawn = draw_instances(image, found, metadata, args.threshold)

@@ -13,10 +13,10 @@ from detectron2.data import DatasetCatalog
 
 from d2x.config.load import load_cfg
 from d2x.config.plugins import add_plugin_argument
+from d2x.data.images import find_images, read_image
 from d2x.data.prepare import prepare_classes, prepare_data
 from d2x.deploy.check import Tolerance
 from d2x.deploy.export import ExportOptions, export_model
-from d2x.deploy.images import find_images, read_image
 from d2x.deploy.manifest import OUTPUTS, PRECISIONS, Manifest
 from d2x.deploy.runtimes import FORMATS
 from d2x.errors import one_line_errors

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from torchvision.ops import batched_nms
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from d2x.atomic_files import write_text
 from d2x.config.load import load_cfg
 from d2x.config.plugins import add_plugin_argument, load_plugins
+from d2x.data.images import read_image
 from d2x.data.prepare import prepare_classes
 from d2x.data.sets.builtin import register_builtin
 from d2x.data.sets.merged import register_merged
@@ -110,7 +110,7 @@ class Teachers:
         """COCO annotations (bbox xywh px, score, category index) of the wanted classes in one image."""
         boxes, scores, kinds = [], [], []
         for predict, order, to_joint in self.parts:
-            found = predict(read_image(file_name, format=order))
+            found = predict(read_image(file_name, order))
             boxes.append(found.pred_boxes.tensor)
             scores.append(found.scores)
             kinds.append(to_joint[found.pred_classes])

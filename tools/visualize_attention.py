@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import read_image
 
 from d2x.config.load import load_cfg
 from d2x.config.plugins import add_plugin_argument
+from d2x.data.images import read_image
 from d2x.data.prepare import prepare_classes
 from d2x.detectors import get_recipe
 from d2x.errors import one_line_errors

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
 from d2x.config.load import load_cfg
 from d2x.config.plugins import add_plugin_argument
+from d2x.data.images import read_image
 from d2x.data.mapper import DetectionMapper, make_train_mapper
 from d2x.data.prepare import prepare_data
 from d2x.data.sets.builtin import register_builtin
@@ -117,12 +117,9 @@ def draw_row(record: dict, mapper: DetectionMapper | None, args: argparse.Namesp
     """Ground truth and augmented samples of one record, side by side.
 
     Raises:
-        ValueError: the image cannot be read; names the file.
+        ValueError, FileNotFoundError: the image cannot be read; names the file.
     """
-    try:
-        image = read_image(record["file_name"], "RGB")
-    except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
-        raise ValueError(f"{record['file_name']}: cannot be read as an image ({error})") from error
+    image = read_image(record["file_name"])
     title = f"ground truth, {image.shape[1]} x {image.shape[0]}, {len(record.get('annotations', []))} boxes"
     pictures = [titled(draw_ground_truth(image, record, metadata, args.width / image.shape[1]), title)]
     for _ in range(args.samples if mapper else 0):
@@ -150,7 +147,7 @@ def main(argv: list[str] | None = None) -> Path:
     for record in tqdm(choose(records, args.count, args.shuffle, args.seed), desc="draw", unit="image"):
         try:
             rows[record["file_name"]] = draw_row(record, mapper, args, metadata)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             bad.append(str(error))
     for line in bad:
         print(f"skipped: {line}", file=sys.stderr)

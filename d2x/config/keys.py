@@ -80,7 +80,7 @@ def _add_data(cfg: CN) -> None:
     # Names of the classes in the order of the model's outputs. Filled in from the data set when empty.
     cfg.DATASETS.CLASS_NAMES = []
 
-    # Everyday JPEGs through simplejpeg where it is installed: the same pixels as Pillow's, see d2x/data/fast_decode.py.
+    # Everyday JPEGs through simplejpeg where it is installed: the same pixels as Pillow's, see d2x/data/images.py.
     cfg.INPUT.FAST_DECODE = True
     # Resize in training with torch's kernel: Pillow's pixels to within one level, see d2x/data/fast_resize.py.
     cfg.INPUT.FAST_RESIZE = True

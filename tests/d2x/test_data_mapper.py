@@ -59,7 +59,7 @@ def test_fast_decoding_follows_the_config(record, monkeypatch):
         asked.append((image_format, fast))
         return np.zeros((40, 60, 3), np.uint8)
 
-    monkeypatch.setattr("d2x.data.mapper.read_pixels", read)
+    monkeypatch.setattr("d2x.data.mapper.read_image", read)
     cfg = make_cfg()
     for fast in (True, False):
         cfg.INPUT.FAST_DECODE = fast

@@ -17,8 +17,8 @@ from benchmarks.malformed.run import main, outcomes, table
 from d2x.checkpoint.files import Checkpointer
 from d2x.config.keys import get_base_cfg
 from d2x.config.load import load_cfg
+from d2x.data.images import decode
 from d2x.data.mapper import make_test_mapper, make_train_mapper
-from d2x.data.rules.image_files import decode
 from d2x.data.sets.crowd_human import read_crowd_human
 from d2x.data.sets.wider_face import parse_wider_face
 
