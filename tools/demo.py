@@ -9,7 +9,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from d2x.deploy.images import find_images
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from tqdm import tqdm
