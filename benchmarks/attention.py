@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """BoxRPB cross-attention against the materialised bias, and against the same attention without any bias.
 
 Forward alone and forward with backward; time, and memory above that of the inputs. The same queries x map as a decoder

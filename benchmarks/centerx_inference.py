@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """CenterX on ResNet-18, one 512 x 512 image: the eager model against its faster forms.
 
 Folded: batch norms folded into the convolutions, maps in channels-last order. Compiled: that, through torch.compile.
@@ -16,7 +15,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-import centerx  # noqa: F401  (registers the model, its recipe and its deployment)
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
 from benchmarks.report import write
 from d2x.config.load import load_cfg

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """CenterX's training targets: the whole batch at once against a Python loop over images and objects.
 
 Ours hold the few cells of the heatmap that are not 0, the loop's all cells. So the targets are timed together with the

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """COCO's box statistics: our evaluator with hotcoco against detectron2's COCOEvaluator with pycocotools.
 
 Timed is everything an evaluator does after the model: taking the detections of every image, writing the result files,

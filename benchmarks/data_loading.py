@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Loading of training images, 640 x 480 JPEGs with DETR's augmentation: ours against detectron2's mapper with Pillow.
 
 First in this process, on one core; then by loader workers, as in training. The pictures are synthetic (smooth colours
@@ -17,7 +16,6 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import plain_detr  # noqa: F401  (registers the recipe)
 from benchmarks.baselines.data_loading import plain_mapper
 from benchmarks.growth import draw_growth, growth_table
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare

@@ -21,8 +21,6 @@ from typing import NamedTuple
 import matplotlib
 from tqdm import tqdm
 
-import centerx  # noqa: F401  (a config may hold the keys of every detector)
-import plain_detr  # noqa: F401
 from d2x.atomic_files import atomic_write
 from d2x.config.load import load_cfg
 from d2x.errors import one_line_errors

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Matching and losses of a training step: every decoder layer in both query groups, and the proposals.
 
 Baseline: one set of predictions after another, a host transfer each. Ours: all costs in one transfer. Forward only,

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Plain-DETR Swin V2-S: a training step and inference, ours against what the released program computes.
 
 Both are one model on the same weights with the released settings (``configs/released``): they give the same losses and
@@ -16,7 +15,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-import plain_detr  # noqa: F401  (registers the model and its recipe)
 from benchmarks.baselines.detector import ReleasedPlainDETR
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
 from benchmarks.memory import peak_memory

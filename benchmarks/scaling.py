@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """How BoxRPB attention grows with the image, the queries and the batch: time and memory, ours and materialised.
 
 Memory should be linear in queries x (Wf + Hf), not in queries x Wf x Hf. Written as a table, json and a picture with

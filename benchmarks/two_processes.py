@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Training CenterX's quick start: images a second of two processes with a core each against one process with one core.
 
 Every process is held to a core of its own and computes with one thread; each has the same number of images in a step.
@@ -20,10 +19,10 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from tqdm import tqdm
 
-import centerx  # noqa: F401  (registers the model and its recipe)
 from benchmarks.harness import Comparison, OthersShare, add_options, prepare
 from benchmarks.report import write
-from d2x.config.load import load_cfg, prepare_data
+from d2x.config.load import load_cfg
+from d2x.data.prepare import prepare_data
 from d2x.engine.launch import launch
 from d2x.engine.trainer import Trainer
 from d2x.errors import one_line_errors

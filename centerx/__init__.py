@@ -1,24 +1,28 @@
-"""CenterX for detectron2: importing the package registers the models and their recipe."""
+"""CenterX for detectron2: importing the package registers its detectors."""
 
 import importlib.util
 
 if importlib.util.find_spec("detectron2") is None:
     raise ImportError("centerx needs detectron2, which is not installed here: run `./run.sh setup`")
 
-from centerx import export, recipe
+import d2x.backbones  # noqa: F401  (registers them)
+from centerx import export
 from centerx.centernet import CenterNet
 from centerx.config import add_centerx_config
+from centerx.distill.config import add_distill_config
 from centerx.distill.distilled_centernet import DistilledCenterNet
-from centerx.fcos import recipe as fcos_recipe
-from centerx.fcos.distilled_fcos import DistilledFCOS, FCOSDetector
-from d2x.deploy.graph import register_deployment
-from d2x.detectors import register_recipe
+from centerx.distill.recipe import DistillationRecipe
+from centerx.fcos import DistilledFCOS, FCOSDetector, add_fcos_config
+from centerx.recipe import CenterXRecipe
+from d2x.config.keys import declare_keys
+from d2x.detectors import register_detector
 
-register_recipe("CenterNet", recipe)
-register_recipe("DistilledCenterNet", recipe)
-register_recipe("FCOSDetector", fcos_recipe)
-register_recipe("DistilledFCOS", fcos_recipe)
-register_deployment("CenterNet", export)
-register_deployment("DistilledCenterNet", export)
+FCOS_CLASSES = "MODEL.FCOS.NUM_CLASSES"
 
-__all__ = ["CenterNet", "DistilledCenterNet", "DistilledFCOS", "FCOSDetector", "add_centerx_config", "recipe"]
+declare_keys(add_distill_config)
+register_detector("CenterNet", recipe=CenterXRecipe(), config=add_centerx_config, deployment=export)
+register_detector("DistilledCenterNet", recipe=DistillationRecipe(), config=add_centerx_config, deployment=export)
+register_detector("FCOSDetector", recipe=CenterXRecipe(FCOS_CLASSES), config=add_fcos_config)
+register_detector("DistilledFCOS", recipe=DistillationRecipe(FCOS_CLASSES), config=add_fcos_config)
+
+__all__ = ["CenterNet", "DistilledCenterNet", "DistilledFCOS", "FCOSDetector"]

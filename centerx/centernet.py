@@ -4,22 +4,18 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
-from centerx.backbone import UpsampledBackbone
+from centerx.build import build_parts
 from centerx.decode import decode
-from centerx.dlaup_neck import DLAUpNeck
 from centerx.head import CenterHead
 from centerx.losses import CenterLoss
 from centerx.predictions import CenterPredictions, CenterTargets
 from centerx.targets import make_targets
-from centerx.upsample_neck import UpsampleNeck
-
-NECKS = {"upsample": UpsampleNeck, "dlaup": DLAUpNeck}
 
 
 @META_ARCH_REGISTRY.register()
@@ -85,41 +81,7 @@ class CenterNet(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        node = cfg.MODEL.CENTERNET
-        if node.NUM_CLASSES < 1:
-            raise ValueError("MODEL.CENTERNET.NUM_CLASSES is 0: set it, or let d2x.config.load.prepare_data do so")
-        backbone = build_upsampled_backbone(cfg)
-        (shape,) = backbone.output_shape().values()
-        return {
-            "backbone": backbone,
-            "head": CenterHead(
-                in_channels=shape.channels,
-                hidden_channels=node.HEAD_CHANNELS,
-                num_classes=node.NUM_CLASSES,
-                class_specific_size=node.CLASS_SPECIFIC_SIZE,
-                with_offset=node.OFFSET,
-            ),
-            "criterion": CenterLoss(
-                heatmap=node.LOSS.HEATMAP,
-                size=node.LOSS.SIZE,
-                size_norm=node.LOSS.SIZE_NORM,
-                unlabelled=node.LOSS.UNLABELLED,
-                heatmap_weight=node.LOSS.HEATMAP_WEIGHT,
-                size_weight=node.LOSS.SIZE_WEIGHT,
-                offset_weight=node.LOSS.OFFSET_WEIGHT,
-                min_probability=node.LOSS.MIN_PROBABILITY,
-            ),
-            "num_classes": node.NUM_CLASSES,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "min_overlap": node.TARGET.MIN_OVERLAP,
-            "max_boxes": node.TARGET.MAX_BOXES,
-            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "min_score": node.INFERENCE.MIN_SCORE,
-            "batch_independent": node.INFERENCE.BATCH_INDEPENDENT,
-            "centres_in_padding": node.INFERENCE.CENTRES_IN_PADDING,
-            "clip_boxes": node.INFERENCE.CLIP_BOXES,
-        }
+        return build_parts(cfg)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """See the class."""
@@ -216,31 +178,3 @@ class CenterNet(DenseDetector):
         scaled.pred_boxes = instances.pred_boxes.clone()
         scaled.pred_boxes.scale(width / instances.image_size[1], height / instances.image_size[0])
         return scaled
-
-
-def build_upsampled_backbone(cfg: CfgNode) -> UpsampledBackbone:
-    """``MODEL.BACKBONE.NAME`` with the neck of ``MODEL.CENTERNET.NECK`` on it.
-
-    Raises:
-        ValueError: ``MODEL.CENTERNET.IN_FEATURES`` names an output that the backbone does not have, or see the neck.
-    """
-    node = cfg.MODEL.CENTERNET
-    bottom_up = build_backbone(cfg)
-    shapes = bottom_up.output_shape()
-    unknown = [name for name in node.IN_FEATURES if name not in shapes]
-    if unknown:
-        raise ValueError(f"MODEL.CENTERNET.IN_FEATURES {unknown}: the backbone has {sorted(shapes)}")
-    if node.NECK.NAME not in NECKS:
-        raise ValueError(f"MODEL.CENTERNET.NECK.NAME '{node.NECK.NAME}' is not one of {', '.join(NECKS)}")
-    neck = NECKS[node.NECK.NAME](
-        {name: shapes[name] for name in node.IN_FEATURES or shapes},
-        output_stride=node.OUTPUT_STRIDE,
-        channels=node.NECK.CHANNELS,
-        conv=node.NECK.CONV,
-        up=node.NECK.UP,
-        up_kernel=node.NECK.UP_KERNEL,
-        up_init=node.NECK.UP_INIT,
-        norm=node.NECK.NORM,
-        **({"skip": node.NECK.SKIP} if node.NECK.NAME == "upsample" else {}),
-    )
-    return UpsampledBackbone(bottom_up, neck, output_stride=node.OUTPUT_STRIDE)

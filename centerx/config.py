@@ -2,8 +2,6 @@
 
 from detectron2.config import CfgNode as CN
 
-from centerx.distill.config import add_distill_config
-
 
 def add_centerx_config(cfg: CN) -> None:
     """Declare ``MODEL.CENTERNET.*`` and ``INPUT.CENTERX.*``; values are the defaults, those of the released code.
@@ -77,5 +75,3 @@ def add_centerx_config(cfg: CN) -> None:
     cfg.INPUT.CENTERX.SATURATION = (1.0, 1.0)
     cfg.INPUT.CENTERX.LIGHTING = 0.0  # standard deviation along the principal colours of ImageNet, 0-255; 0: off
     cfg.INPUT.CENTERX.STRONG_COLOUR = 0.0  # probability of up to three of blur, noise, JPEG, equalise, grey, ...
-
-    add_distill_config(cfg)

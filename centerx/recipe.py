@@ -1,4 +1,6 @@
-"""What the trainer asks of CenterX: augmentations, optimizer groups, hooks, class count."""
+"""The recipe of CenterX: augmentations, optimizer groups, hooks, class count."""
+
+import dataclasses
 
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
@@ -6,104 +8,97 @@ from detectron2.engine import HookBase
 from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
-from centerx.config import add_centerx_config as add_config
-from centerx.distill.student import DistillationHook, Student
 from centerx.resize import FitInto
+from d2x.backbones.layer_decay import scale_backbone_rates
+from d2x.backbones.weights import weight_hooks
 from d2x.data.augment import BoxCentreCrop, CenterAffine, StrongColour, ZoomOut
 from d2x.data.fast_resize import Resize, ResizeShortestEdge
-from d2x.engine.backbone_weights import LoadBackboneWeights
-
-__all__ = [
-    "CLASS_COUNT_KEY",
-    "add_config",
-    "extra_hooks",
-    "param_groups",
-    "test_augmentations",
-    "train_augmentations",
-]
 
 RESIZES = ("shortest_edge", "fixed", "fit", "center_affine", "none")
 
 
-CLASS_COUNT_KEY = "MODEL.CENTERNET.NUM_CLASSES"
+@dataclasses.dataclass(frozen=True)
+class CenterXRecipe:
+    """How CenterNet and FCOS are trained; see ``d2x.detectors.Recipe``.
 
-
-def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """Flip, zoom out, crop, resize and colour changes, each as its keys say.
-
-    Raises:
-        ValueError: unknown ``INPUT.CENTERX.RESIZE``.
+    Args:
+        CLASS_COUNT_KEY: the config key of the class count.
     """
-    node = cfg.INPUT.CENTERX
-    augmentations: list[T.Augmentation] = []
-    if cfg.INPUT.RANDOM_FLIP != "none":
-        vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
-        augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
-    if node.ZOOM_OUT > 0:
-        augmentations.append(ZoomOut(prob=node.ZOOM_OUT, largest=node.ZOOM_OUT_LARGEST, fill=cfg.MODEL.PIXEL_MEAN))
-    if cfg.INPUT.CROP.ENABLED:
-        crop = BoxCentreCrop if node.CROP_AROUND_OBJECT else T.RandomCrop
-        augmentations.append(crop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-    augmentations += _train_resize(cfg)
-    for limits, change in (
-        (node.BRIGHTNESS, T.RandomBrightness),
-        (node.CONTRAST, T.RandomContrast),
-        (node.SATURATION, T.RandomSaturation),
-    ):
-        if tuple(limits) != (1.0, 1.0):
-            augmentations.append(change(*limits))
-    if node.LIGHTING > 0:
-        augmentations.append(T.RandomLighting(node.LIGHTING))
-    if node.STRONG_COLOUR > 0:
-        augmentations.append(StrongColour(prob=node.STRONG_COLOUR))
-    return augmentations
 
+    CLASS_COUNT_KEY: str = "MODEL.CENTERNET.NUM_CLASSES"
 
-def test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """The resize that belongs to the training's; none when ``INPUT.MIN_SIZE_TEST`` is 0 with "shortest_edge"."""
-    node = cfg.INPUT.CENTERX
-    if _resize(cfg) == "fixed":
-        return [T.Resize(node.SIZE)]
-    if node.RESIZE in ("fit", "center_affine"):
-        return [_fit(cfg)]
-    if node.RESIZE == "none" or not cfg.INPUT.MIN_SIZE_TEST:
-        return []
-    return [T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)]
+    def train_augmentations(self, cfg: CfgNode) -> list[T.Augmentation]:
+        """Flip, zoom out, crop, resize and colour changes, each as its keys say.
 
+        Raises:
+            ValueError: unknown ``INPUT.CENTERX.RESIZE``.
+        """
+        node = cfg.INPUT.CENTERX
+        augmentations: list[T.Augmentation] = []
+        if cfg.INPUT.RANDOM_FLIP != "none":
+            vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
+            augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
+        if node.ZOOM_OUT > 0:
+            augmentations.append(ZoomOut(prob=node.ZOOM_OUT, largest=node.ZOOM_OUT_LARGEST, fill=cfg.MODEL.PIXEL_MEAN))
+        if cfg.INPUT.CROP.ENABLED:
+            crop = BoxCentreCrop if node.CROP_AROUND_OBJECT else T.RandomCrop
+            augmentations.append(crop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        augmentations += _train_resize(cfg)
+        for limits, change in (
+            (node.BRIGHTNESS, T.RandomBrightness),
+            (node.CONTRAST, T.RandomContrast),
+            (node.SATURATION, T.RandomSaturation),
+        ):
+            if tuple(limits) != (1.0, 1.0):
+                augmentations.append(change(*limits))
+        if node.LIGHTING > 0:
+            augmentations.append(T.RandomLighting(node.LIGHTING))
+        if node.STRONG_COLOUR > 0:
+            augmentations.append(StrongColour(prob=node.STRONG_COLOUR))
+        return augmentations
 
-def param_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
-    """detectron2's groups, in which the bias of a norm counts as norm, not as bias, for rate and weight decay."""
-    solver = cfg.SOLVER
-    biases = {id(module.bias) for module in model.modules() if isinstance(getattr(module, "bias", None), nn.Parameter)}
-    for group in get_default_optimizer_params(model, base_lr=1.0, weight_decay=0.0, weight_decay_norm=1.0):
-        if group["weight_decay"] == 1.0:  # these are the norms'
-            biases -= {id(parameter) for parameter in group["params"]}
-    decay = solver.WEIGHT_DECAY if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
-    own = {"lr": solver.BASE_LR * solver.BIAS_LR_FACTOR, "weight_decay": decay}
-    groups = []
-    for group in get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-    ):
-        rest = [parameter for parameter in group["params"] if id(parameter) not in biases]
-        found = [parameter for parameter in group["params"] if id(parameter) in biases]
-        groups += [{**group, "params": rest}] * bool(rest) + [{**group, **own, "params": found}] * bool(found)
-    return groups
+    def test_augmentations(self, cfg: CfgNode) -> list[T.Augmentation]:
+        """The resize that belongs to the training's; none when ``INPUT.MIN_SIZE_TEST`` is 0 with "shortest_edge"."""
+        node = cfg.INPUT.CENTERX
+        if _resize(cfg) == "fixed":
+            return [T.Resize(node.SIZE)]
+        if node.RESIZE in ("fit", "center_affine"):
+            return [_fit(cfg)]
+        if node.RESIZE == "none" or not cfg.INPUT.MIN_SIZE_TEST:
+            return []
+        return [T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)]
 
+    def param_groups(self, cfg: CfgNode, model: nn.Module) -> list[dict]:
+        """detectron2's groups, in which the bias of a norm counts as norm, not as bias, for rate and weight decay.
 
-def extra_hooks(cfg: CfgNode, trainer) -> list[HookBase]:
-    """Loads ``MODEL.BACKBONE.WEIGHTS`` before a training that starts from nothing else; a student's teachers."""
-    model = trainer.model
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    hooks: list[HookBase] = []
-    if cfg.MODEL.BACKBONE.WEIGHTS and not cfg.MODEL.WEIGHTS:
-        hooks.append(LoadBackboneWeights(model.backbone.bottom_up, cfg.MODEL.BACKBONE.WEIGHTS))
-    if isinstance(model, Student):
-        hooks.append(DistillationHook(model, warm_start=cfg.DISTILL.WARM_START))
-    return hooks
+        The backbone's rates by ``SOLVER.LAYER_DECAY`` or ``BACKBONE_LR_FACTOR``.
+        """
+        solver = cfg.SOLVER
+        biases = {
+            id(module.bias) for module in model.modules() if isinstance(getattr(module, "bias", None), nn.Parameter)
+        }
+        for group in get_default_optimizer_params(model, base_lr=1.0, weight_decay=0.0, weight_decay_norm=1.0):
+            if group["weight_decay"] == 1.0:  # these are the norms'
+                biases -= {id(parameter) for parameter in group["params"]}
+        decay = solver.WEIGHT_DECAY if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
+        own = {"lr": solver.BASE_LR * solver.BIAS_LR_FACTOR, "weight_decay": decay}
+        groups = []
+        for group in get_default_optimizer_params(
+            model,
+            base_lr=solver.BASE_LR,
+            weight_decay=solver.WEIGHT_DECAY,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        ):
+            rest = [parameter for parameter in group["params"] if id(parameter) not in biases]
+            found = [parameter for parameter in group["params"] if id(parameter) in biases]
+            groups += [{**group, "params": rest}] * bool(rest) + [{**group, **own, "params": found}] * bool(found)
+        return scale_backbone_rates(
+            groups, model, "backbone.bottom_up", factor=solver.BACKBONE_LR_FACTOR, layer_decay=solver.LAYER_DECAY
+        )
+
+    def extra_hooks(self, cfg: CfgNode, model: nn.Module) -> list[HookBase]:
+        """Loads ``MODEL.BACKBONE.WEIGHTS`` before a training that starts from nothing else."""
+        return weight_hooks(cfg, model, "backbone.bottom_up")
 
 
 def _resize(cfg: CfgNode) -> str:

@@ -1,40 +1,138 @@
-"""What the trainer asks of a detector package, looked up by meta-architecture name.
+"""Which detectors there are, and what the trainer, the tools and the exporter ask of each.
 
-A recipe is a module (or any object) with these names; the trainer has no ``if`` per model:
-
-- ``add_config(cfg)``: declares the package's config keys.
-- ``CLASS_COUNT_KEY``: the config key of the class count, whose 0 stands for the data set's.
-- ``train_augmentations(cfg)`` / ``test_augmentations(cfg)``: lists of detectron2 augmentations.
-- ``param_groups(cfg, model)``: optimizer groups, ``[{"params": [...], "lr": ..., "weight_decay": ...}]``.
-- ``extra_hooks(cfg, trainer)``: hooks besides the trainer's own.
+``register_detector`` is all that a new detector needs: no file of this project changes. Its package is found by an
+entry point, ``--plugin`` or the config key ``PLUGINS`` (``d2x.config.plugins``).
 """
 
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any, NamedTuple, Protocol
 
 from detectron2.config import CfgNode
+from detectron2.data.transforms import Augmentation
+from detectron2.engine import HookBase
+from torch import nn
 
-_RECIPES: dict[str, ModuleType] = {}
-
-
-def register_recipe(meta_arch: str, recipe: ModuleType) -> None:
-    """Tell the trainer which recipe serves ``MODEL.META_ARCHITECTURE == meta_arch``."""
-    _RECIPES[meta_arch] = recipe
+from d2x.config.keys import declare_keys
 
 
-def get_recipe(meta_arch: str) -> ModuleType:
-    """The recipe of a meta-architecture.
+class Recipe(Protocol):
+    """How a detector is trained: a module, or any object, with these names.
+
+    Attributes:
+        CLASS_COUNT_KEY: the config key of the class count, whose 0 stands for the data set's.
+    """
+
+    CLASS_COUNT_KEY: str
+
+    def train_augmentations(self, cfg: CfgNode) -> list[Augmentation]:
+        """detectron2 augmentations, in order."""
+        ...
+
+    def test_augmentations(self, cfg: CfgNode) -> list[Augmentation]:
+        """The resize of evaluation and inference."""
+        ...
+
+    def param_groups(self, cfg: CfgNode, model: nn.Module) -> list[dict]:
+        """Optimizer groups, ``[{"params": [...], "lr": ..., "weight_decay": ...}]``."""
+        ...
+
+    def extra_hooks(self, cfg: CfgNode, model: nn.Module) -> list[HookBase]:
+        """Hooks besides the trainer's own; ``model`` is not wrapped in DDP."""
+        ...
+
+
+class Deployment(Protocol):
+    """How a detector is exported: a module, or any object, with these names.
+
+    Attributes:
+        FORMS: the forms it can give, keys of ``d2x.deploy.manifest.OUTPUTS``; the first is the default.
+    """
+
+    FORMS: Sequence[str]
+
+    def build_graph(self, model: Any, form: str) -> Any:
+        """A ``d2x.deploy.graph.DetectionGraph`` on the detector in evaluation mode."""
+        ...
+
+    def test_resize(self, cfg: CfgNode) -> dict:
+        """The test-time resize as ``d2x.deploy.resize`` describes it."""
+        ...
+
+
+class Detector(NamedTuple):
+    """What was registered for one meta-architecture; ``package`` is the top-level one that did so."""
+
+    recipe: Recipe
+    deployment: Deployment | None
+    package: str
+
+
+_DETECTORS: dict[str, Detector] = {}
+
+
+def register_detector(
+    name: str,
+    *,
+    recipe: Recipe,
+    config: Callable[[CfgNode], None] | None = None,
+    deployment: Deployment | None = None,
+) -> None:
+    """Make a meta-architecture of detectron2's registry known to every tool.
+
+    Args:
+        name: ``MODEL.META_ARCHITECTURE`` of its configs.
+        recipe: how it is trained.
+        config: declares its config keys on detectron2's defaults; it may be the same for several detectors.
+        deployment: how it is exported; None where it cannot be.
+
+    Raises:
+        ValueError: the name is taken by another detector.
+    """
+    module = recipe.__name__ if isinstance(recipe, ModuleType) else type(recipe).__module__
+    detector = Detector(recipe, deployment, module.partition(".")[0])
+    if _DETECTORS.get(name, detector) != detector:
+        raise ValueError(f"a detector named '{name}' is registered already")
+    _DETECTORS[name] = detector
+    if config is not None:
+        declare_keys(config)
+
+
+def get_recipe(name: str) -> Recipe:
+    """How the detector of a meta-architecture is trained.
 
     Raises:
         ValueError: nothing was registered under that name.
     """
-    if meta_arch not in _RECIPES:
-        raise ValueError(f"MODEL.META_ARCHITECTURE '{meta_arch}' has no recipe; known: {', '.join(sorted(_RECIPES))}")
-    return _RECIPES[meta_arch]
+    return _get(name).recipe
 
 
-def all_recipes() -> list[ModuleType]:
-    """Every registered recipe once, in order of registration."""
-    return list(dict.fromkeys(_RECIPES.values()))
+def get_deployment(name: str) -> Deployment:
+    """How the detector of a meta-architecture is exported.
+
+    Raises:
+        ValueError: nothing was registered under that name, or without a deployment.
+    """
+    deployment = _get(name).deployment
+    if deployment is None:
+        known = ", ".join(sorted(other for other, one in _DETECTORS.items() if one.deployment is not None))
+        raise ValueError(f"MODEL.META_ARCHITECTURE '{name}' cannot be exported; these can: {known}")
+    return deployment
+
+
+def _get(name: str) -> Detector:
+    if name not in _DETECTORS:
+        known = ", ".join(sorted(_DETECTORS)) or "none: is this project installed? (pip install -e .)"
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE '{name}' is no registered detector; known: {known}"
+            " (--plugin PACKAGE adds those of another package)"
+        )
+    return _DETECTORS[name]
+
+
+def detector_packages() -> list[str]:
+    """The packages that detectors come from, for loggers and messages."""
+    return sorted({detector.package for detector in _DETECTORS.values()})
 
 
 def class_count(cfg: CfgNode) -> int:

@@ -1,13 +1,11 @@
-"""Plain-DETR for detectron2: importing the package registers the model, its backbones and its recipe."""
+"""Plain-DETR for detectron2: importing the package registers the detector."""
 
-from d2x.backbones import swin_v1, swin_v2, timm_vit, vit
-from d2x.deploy.graph import register_deployment
-from d2x.detectors import register_recipe
+import d2x.backbones  # noqa: F401  (registers them)
+from d2x.detectors import register_detector
 from plain_detr import export, recipe
 from plain_detr.config import add_plain_detr_config
 from plain_detr.plain_detr import PlainDETR
 
-register_recipe("PlainDETR", recipe)
-register_deployment("PlainDETR", export)
+register_detector("PlainDETR", recipe=recipe, config=add_plain_detr_config, deployment=export)
 
-__all__ = ["PlainDETR", "add_plain_detr_config", "recipe", "swin_v1", "swin_v2", "timm_vit", "vit"]
+__all__ = ["PlainDETR", "add_plain_detr_config"]

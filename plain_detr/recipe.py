@@ -8,11 +8,9 @@ from torch import nn
 from d2x.backbones.layer_decay import param_groups_from_cfg
 from d2x.backbones.weights import weight_hooks
 from d2x.data.fast_resize import ResizeShortestEdge
-from plain_detr.config import add_plain_detr_config as add_config
 
 __all__ = [
     "CLASS_COUNT_KEY",
-    "add_config",
     "extra_hooks",
     "param_groups",
     "test_augmentations",
@@ -57,7 +55,6 @@ def param_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
     return param_groups_from_cfg(cfg, model)
 
 
-def extra_hooks(cfg: CfgNode, trainer) -> list[HookBase]:
+def extra_hooks(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
     """Loads ``MODEL.BACKBONE.WEIGHTS`` before training."""
-    model = trainer.model
-    return weight_hooks(cfg, model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model)
+    return weight_hooks(cfg, model)

@@ -5,18 +5,38 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from torch.overrides import TorchFunctionMode
 
 import centerx  # noqa: F401
 import plain_detr  # noqa: F401
-from d2x.config.load import get_base_cfg, load_cfg, prepare_data
+from d2x.config.keys import flat_items, get_base_cfg
+from d2x.config.load import load_cfg
+from d2x.config.unread import READ_ELSEWHERE, unread_settings, watched
+from d2x.data.prepare import prepare_data
 from d2x.detectors import get_recipe
+from d2x.engine.losses.build import build_loss_transforms
 from d2x.engine.optim import build_optimizer
+from d2x.engine.schedules import build_lr_scheduler, epochs_to_iterations
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(path for path in ROOT.glob("projects/*/configs/**/*.yaml") if not path.name.startswith("Base-"))
+
+# What only a trainer with its data reads, for any detector.
+READ_BY_THE_TRAINER = (
+    "CHECKPOINT.*",
+    "DATALOADER.*",
+    "DISTILL.WARM_START",
+    "HEALTH.*",
+    "MODEL.BACKBONE.WEIGHTS",
+    "MODEL.SYNC_BATCH_NORM",
+    "SOLVER.AMP.*",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.UNIT",
+    "WEIGHT_AVERAGING.*",
+)
 
 
 class RatesOnCpu(TorchFunctionMode):
@@ -28,22 +48,19 @@ class RatesOnCpu(TorchFunctionMode):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.parent.name}/{path.stem}")
 def test_config_builds_model_and_optimizer(path):
-    cfg = prepare_data(load_cfg(str(path), ["MODEL.DEVICE", "meta"]))
+    cfg = watched(prepare_data(load_cfg(str(path), ["MODEL.DEVICE", "meta"])))
+    cfg = epochs_to_iterations(cfg, num_images=10000)
     with torch.device("meta"), RatesOnCpu():
         model = build_model(cfg)
-    groups = get_recipe(cfg.MODEL.META_ARCHITECTURE).param_groups(cfg, model)
-    optimizer = build_optimizer(cfg, groups)
+    recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)
+    optimizer = build_optimizer(cfg, recipe.param_groups(cfg, model))
     optimised = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
     assert optimised == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert cfg.SOLVER.WARMUP_ITERS < cfg.SOLVER.MAX_ITER
-
-
-def flat(node, prefix=""):
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
+    build_lr_scheduler(cfg, optimizer)
+    build_loss_transforms(cfg, model)
+    recipe.train_augmentations(cfg), recipe.test_augmentations(cfg)
+    assert unread_settings(cfg, (*READ_ELSEWHERE, *READ_BY_THE_TRAINER)) == {}
 
 
 def test_every_key_of_ours_is_read():
@@ -53,7 +70,7 @@ def test_every_key_of_ours_is_read():
         for path in (ROOT / package).rglob("*.py")
         if not path.name.endswith("config.py")
     )
-    ours = set(flat(get_base_cfg())) - set(flat(get_cfg()))
+    ours = {key for key, _ in flat_items(get_base_cfg())} - {key for key, _ in flat_items(get_cfg())}
     unread = [key for key in sorted(ours) if not re.search(rf"\b{key.split('.')[-1]}\b", source)]
     assert unread == []
 

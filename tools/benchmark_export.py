@@ -13,14 +13,14 @@ import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-import centerx  # noqa: F401  (registers its models and recipe)
-import plain_detr  # noqa: F401
-from d2x.config.load import load_cfg, prepare_classes
+from d2x.config.load import load_cfg
+from d2x.config.plugins import add_plugin_argument
+from d2x.data.prepare import prepare_classes
 from d2x.deploy.benchmark import PYTORCH, Worker, exported_command, measure, serve, table
 from d2x.deploy.export import ExportOptions, export_model
-from d2x.deploy.graph import get_deployment
 from d2x.deploy.manifest import PRECISIONS
 from d2x.deploy.runtimes import FORMATS
+from d2x.detectors import get_deployment
 from d2x.errors import one_line_errors
 from d2x.inference.predictor import Predictor
 
@@ -47,6 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--subjects", nargs="+", default=DEFAULT, help=f"default: {' '.join(DEFAULT)}")
     parser.add_argument("--output", metavar="JSON", help="also write the numbers there")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    add_plugin_argument(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
     args = parser.parse_args(argv)
     for subject in args.subjects:
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     """Run; returns the numbers."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = parse_args(words)
-    cfg = prepare_classes(load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights]))
+    cfg = prepare_classes(load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights], plugins=args.plugin))
     if args.worker:
         serve(pytorch_call(cfg, args, compiled=args.worker == "pytorch-compiled"))
         return []

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from d2x.atomic_files import write_text
-from d2x.data.check.clean_copy import clean_members, write_members
 from d2x.data.check.dataset_check import check_set, find_leaks, make_cleaning
 from d2x.data.check.dataset_report import as_json, as_text
+from d2x.data.index.clean_copy import clean_members, write_members
 from d2x.data.index.json_stream import read_members
 from d2x.data.index.scan import LISTS
 from d2x.errors import one_line

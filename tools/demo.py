@@ -10,15 +10,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from tqdm import tqdm
 
-import centerx  # noqa: F401  (registers its models and recipe)
-import plain_detr  # noqa: F401
 from d2x.atomic_files import atomic_write
-from d2x.config.load import load_cfg, prepare_classes
-from d2x.deploy.images import find_images
+from d2x.config.load import load_cfg
+from d2x.config.plugins import add_plugin_argument
+from d2x.data.images import find_images, read_image
+from d2x.data.prepare import prepare_classes
 from d2x.errors import one_line_errors
 from d2x.inference.predictor import Predictor
 from d2x.report.predictions import draw_instances
@@ -36,6 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--input", nargs="+", required=True, help="image files, folders of images, videos")
     parser.add_argument("--output", default="output/demo", help="folder for the results (default %(default)s)")
     parser.add_argument("--threshold", type=float, default=0.4, help="least score drawn (default %(default)s)")
+    add_plugin_argument(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, such as MODEL.WEIGHTS")
     # --input takes any number of words, so the overrides (KEY with capitals and a dot) are split off first
     words = sys.argv[1:] if argv is None else list(argv)
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> Path:
     """Run; returns the path of the results json."""
     args = parse_args(argv)
     inputs = find_images(args.input, also=VIDEO_SUFFIXES)
-    cfg = prepare_classes(load_cfg(args.config_file, args.opts))
+    cfg = prepare_classes(load_cfg(args.config_file, args.opts, plugins=args.plugin))
     predictor = Predictor(cfg)
     metadata = Metadata(name="demo", thing_classes=list(cfg.DATASETS.CLASS_NAMES))
     output = Path(args.output)
@@ -106,10 +106,7 @@ def main(argv: list[str] | None = None) -> Path:
         if path.suffix.lower() in VIDEO_SUFFIXES:
             records += run_video(path, predictor, metadata, output, args.threshold)
             continue
-        try:
-            image = read_image(str(path), "RGB")
-        except Exception as error:
-            raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+        image = read_image(path)
         found = predictor(image)
         records += to_records(found, str(path))
         drawn = draw_instances(image, found, metadata, args.threshold)

@@ -11,12 +11,12 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-import centerx  # noqa: F401  (registers its models and recipe)
-import plain_detr  # noqa: F401
-from d2x.config.load import load_cfg, prepare_classes, prepare_data
+from d2x.config.load import load_cfg
+from d2x.config.plugins import add_plugin_argument
+from d2x.data.images import find_images, read_image
+from d2x.data.prepare import prepare_classes, prepare_data
 from d2x.deploy.check import Tolerance
 from d2x.deploy.export import ExportOptions, export_model
-from d2x.deploy.images import find_images, read_image
 from d2x.deploy.manifest import OUTPUTS, PRECISIONS, Manifest
 from d2x.deploy.runtimes import FORMATS
 from d2x.errors import one_line_errors
@@ -70,6 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--calibrate", nargs="+", metavar="IMAGES", help="for int8: files or folders (default: DATASETS.TRAIN)"
     )
     parser.add_argument("--calibrate-count", type=int, default=128, help="at most so many (default %(default)s)")
+    add_plugin_argument(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
     args = parser.parse_args(argv)
     if args.max_ap_loss is not None and args.evaluate is None:
@@ -81,7 +82,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def read_config(args: argparse.Namespace) -> CfgNode:
     """The config with its weights; data sets are registered when one of them is needed."""
-    cfg = load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
+    cfg = load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights], plugins=args.plugin)
     needs_data = (
         (args.check is None and not args.no_check)
         or args.evaluate is not None

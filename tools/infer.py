@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from d2x.data.images import find_images, read_image
 from d2x.deploy import Detections, load
-from d2x.deploy.images import find_images, read_image
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46c8f0", "#f032e6", "#bcbd22")
 

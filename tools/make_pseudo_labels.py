@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from torchvision.ops import batched_nms
 from tqdm import tqdm
 
-import centerx  # noqa: F401  (registers its models and recipe)
-import plain_detr  # noqa: F401
 from d2x.atomic_files import write_text
-from d2x.config.load import load_cfg, prepare_classes
+from d2x.config.load import load_cfg
+from d2x.config.plugins import add_plugin_argument, load_plugins
+from d2x.data.images import read_image
+from d2x.data.prepare import prepare_classes
 from d2x.data.sets.builtin import register_builtin
 from d2x.data.sets.merged import register_merged
 from d2x.data.sets.shapes import register_shapes
@@ -52,6 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--threshold", action="append", default=[], metavar="[CLASS=]SCORE", help="least score (default 0.4)"
     )
+    add_plugin_argument(parser)
     parser.add_argument("--output", required=True, metavar="JSON")
     parser.add_argument("--image-root", help="file names are relative to it; default: the images' common folder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -109,7 +110,7 @@ class Teachers:
         """COCO annotations (bbox xywh px, score, category index) of the wanted classes in one image."""
         boxes, scores, kinds = [], [], []
         for predict, order, to_joint in self.parts:
-            found = predict(read_image(file_name, format=order))
+            found = predict(read_image(file_name, order))
             boxes.append(found.pred_boxes.tensor)
             scores.append(found.scores)
             kinds.append(to_joint[found.pred_classes])
@@ -195,6 +196,7 @@ def write_coco(path: Path, entries: Sequence[dict], classes: Sequence[str], imag
 def main(argv: Sequence[str] | None = None) -> Path:
     """Returns the json's path."""
     args = parse_args(argv)
+    load_plugins(args.plugin)
     register_builtin()
     register_shapes()
     names = [register_source(source) for source in (*args.data, *args.dataset, *args.images)]

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from detectron2.modeling import build_model
 
-import centerx  # noqa: F401  (a saved config holds the keys of every detector)
-import plain_detr  # noqa: F401
 from d2x.atomic_files import write_text
 from d2x.checkpoint.files import Checkpointer
 from d2x.config.load import load_cfg
+from d2x.config.plugins import add_plugin_argument
 from d2x.detectors import class_count, set_class_count
 from d2x.errors import one_line_errors
 from d2x.report.model_profile import noise_batch, profile_model, profile_table
@@ -35,6 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--no-flops", action="store_true", help="skip the count of FLOPs, which needs a traced pass")
     parser.add_argument("--output", default="output/profile", help="folder of the results (default %(default)s)")
+    add_plugin_argument(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, such as MODEL.DEVICE cpu")
     args = parser.parse_args(argv)
     height, times, width = args.size.partition("x")
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> Path:
     args = parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    cfg = load_cfg(args.config_file, args.opts)
+    cfg = load_cfg(args.config_file, args.opts, plugins=args.plugin)
     if not class_count(cfg):
         set_class_count(cfg, len(cfg.DATASETS.CLASS_NAMES) or 80)
     model = build_model(cfg)

@@ -11,9 +11,8 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 
-import centerx  # noqa: F401  (registers its models and recipe)
-import plain_detr  # noqa: F401
-from d2x.config.load import load_cfg, prepare_data
+from d2x.config.load import load_cfg
+from d2x.data.prepare import prepare_data
 from d2x.engine.launch import launch
 from d2x.engine.logs import setup_logs
 from d2x.engine.trainer import Trainer
@@ -27,6 +26,7 @@ CONFIGS = {
     "centerx": ROOT / "projects/CenterX/configs/quickstart.yaml",
     "plain_detr": ROOT / "projects/PlainDETR/configs/quickstart.yaml",
 }
+DEMO = "python -m d2x.tools.demo" if __package__ == "d2x.tools" else "tools/demo.py"  # installed, or in a checkout
 PROCESSES = {"centerx": 1, "plain_detr": 2}  # Plain-DETR's many small operations gain little from a second thread
 
 
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 look at   {output}/predictions.png   ground truth beside predictions
           {output}/curves.png        losses, learning rate, AP
 also in   {output}: model_final.pth, config.yaml, metrics.json, log.txt, TensorBoard events
-next      tools/demo.py --config-file {output}/config.yaml --input IMAGE MODEL.WEIGHTS {output}/model_final.pth
+next      {DEMO} --config-file {output}/config.yaml --input IMAGE MODEL.WEIGHTS {output}/model_final.pth
           README.md, "Your own data\""""
     )
     return results

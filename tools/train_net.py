@@ -8,11 +8,11 @@ import sys
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 
-import centerx  # noqa: F401  (registers its models and recipe)
-import plain_detr  # noqa: F401
 from d2x.atomic_files import require_writable
 from d2x.checkpoint.files import Checkpointer
-from d2x.config.load import load_cfg, prepare_data
+from d2x.config.load import load_cfg
+from d2x.config.plugins import add_plugin_argument
+from d2x.data.prepare import prepare_data
 from d2x.engine.launch import is_restart, launch
 from d2x.engine.logs import setup_logs
 from d2x.engine.trainer import Trainer
@@ -39,6 +39,7 @@ def parser():
     result.add_argument(
         "--num-processes", type=int, metavar="N", help="processes on this machine; what --num-gpus is called on a CPU"
     )
+    add_plugin_argument(result)
     data = result.add_argument_group("own data", "COCO json and image folder; classes follow from the json")
     data.add_argument("--train-json", metavar="JSON")
     data.add_argument("--train-images", metavar="FOLDER")
@@ -54,7 +55,7 @@ def setup(args):
         value = getattr(args, name)
         if value:
             opts += [f"DATASETS.{name.upper()}", value]
-    cfg = prepare_data(load_cfg(args.config_file, opts))
+    cfg = prepare_data(load_cfg(args.config_file, opts, plugins=args.plugin))
     cfg.freeze()
     if comm.is_main_process():
         require_writable(cfg.OUTPUT_DIR)

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import read_image
 
-import centerx  # noqa: F401  (a saved config holds the keys of every detector)
-import plain_detr  # noqa: F401  (registers the model and its recipe)
-from d2x.config.load import load_cfg, prepare_classes
+from d2x.config.load import load_cfg
+from d2x.config.plugins import add_plugin_argument
+from d2x.data.images import read_image
+from d2x.data.prepare import prepare_classes
 from d2x.detectors import get_recipe
 from d2x.errors import one_line_errors
 from d2x.inference.predictor import Predictor
@@ -35,6 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--query", type=int, action="append", default=[], help="this query instead; may be repeated")
     parser.add_argument("--layer", type=int, default=-1, help="decoder layer, from 0; negative: from the last one")
     parser.add_argument("--cell", type=int, default=360, help="width of one picture in pixels (default %(default)s)")
+    add_plugin_argument(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, such as MODEL.WEIGHTS")
     return parser.parse_args(argv)
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> Path:
         raise ValueError("--count and --cell must be at least 1")
     if not Path(args.input).is_file():
         raise FileNotFoundError(f"input not found: {args.input}")
-    cfg = prepare_classes(load_cfg(args.config_file, args.opts))
+    cfg = prepare_classes(load_cfg(args.config_file, args.opts, plugins=args.plugin))
     if cfg.MODEL.META_ARCHITECTURE != "PlainDETR":
         raise ValueError(f"{args.config_file}: a {cfg.MODEL.META_ARCHITECTURE} has no cross-attention to draw")
     model = Predictor(cfg).model

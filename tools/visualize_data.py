@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
-import centerx  # noqa: F401  (registers its models and recipe)
-import plain_detr  # noqa: F401
-from d2x.config.load import load_cfg, prepare_data
+from d2x.config.load import load_cfg
+from d2x.config.plugins import add_plugin_argument
+from d2x.data.images import read_image
 from d2x.data.mapper import DetectionMapper, make_train_mapper
+from d2x.data.prepare import prepare_data
 from d2x.data.sets.builtin import register_builtin
 from d2x.data.sets.coco_json import register_coco_json
 from d2x.data.sets.shapes import register_shapes
@@ -53,6 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=320, help="of one picture in pixels (default %(default)s)")
     parser.add_argument("--shuffle", action="store_true", help="random images instead of evenly spread ones")
     parser.add_argument("--seed", type=int, default=0, help="of --shuffle and the augmentations (default %(default)s)")
+    add_plugin_argument(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     args = parser.parse_args(argv)
     if bool(args.json) != bool(args.images):
@@ -116,12 +117,9 @@ def draw_row(record: dict, mapper: DetectionMapper | None, args: argparse.Namesp
     """Ground truth and augmented samples of one record, side by side.
 
     Raises:
-        ValueError: the image cannot be read; names the file.
+        ValueError, FileNotFoundError: the image cannot be read; names the file.
     """
-    try:
-        image = read_image(record["file_name"], "RGB")
-    except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
-        raise ValueError(f"{record['file_name']}: cannot be read as an image ({error})") from error
+    image = read_image(record["file_name"])
     title = f"ground truth, {image.shape[1]} x {image.shape[0]}, {len(record.get('annotations', []))} boxes"
     pictures = [titled(draw_ground_truth(image, record, metadata, args.width / image.shape[1]), title)]
     for _ in range(args.samples if mapper else 0):
@@ -140,7 +138,7 @@ def main(argv: list[str] | None = None) -> Path:
     """Run; returns the picture's or the folder's path."""
     args = parse_args(argv)
     output = Path(args.output)
-    cfg = load_cfg(args.config_file, args.opts) if args.config_file else None
+    cfg = load_cfg(args.config_file, args.opts, plugins=args.plugin) if args.config_file else None
     dataset = pick_dataset(args, cfg)
     mapper = make_mapper(cfg, dataset) if cfg else None
     records, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)
@@ -149,7 +147,7 @@ def main(argv: list[str] | None = None) -> Path:
     for record in tqdm(choose(records, args.count, args.shuffle, args.seed), desc="draw", unit="image"):
         try:
             rows[record["file_name"]] = draw_row(record, mapper, args, metadata)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             bad.append(str(error))
     for line in bad:
         print(f"skipped: {line}", file=sys.stderr)

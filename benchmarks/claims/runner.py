@@ -13,12 +13,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
-import centerx  # noqa: F401  (registers its models and recipe)
-import plain_detr  # noqa: F401
 from benchmarks.claims.runs import QUICKSTART, ROOT, all_runs
 from benchmarks.claims.scale import SCALES, register_data
 from d2x.atomic_files import write_text
-from d2x.config.load import load_cfg, prepare_data
+from d2x.config.load import load_cfg
+from d2x.data.prepare import prepare_data
 from d2x.data.sets.shapes import CLASSES
 from d2x.engine.health.step_guard import TrainingDiverged
 from d2x.engine.logs import setup_logs

@@ -29,15 +29,15 @@ from PIL import Image
 from pycocotools.coco import COCO
 from tabulate import tabulate
 
-import centerx  # noqa: F401  (registers its models and recipe)
-import plain_detr  # noqa: F401
 from benchmarks.malformed import inputs
 from benchmarks.malformed.inputs import HEIGHT, SMALL_MODEL, VOC, WIDTH, Case
 from d2x.checkpoint.files import Checkpointer
-from d2x.config.load import get_base_cfg, load_cfg, prepare_data
-from d2x.data.check.validation import box_fault
+from d2x.config.keys import get_base_cfg
+from d2x.config.load import load_cfg
 from d2x.data.mapper import BadImageError, make_test_mapper, make_train_mapper
+from d2x.data.prepare import prepare_data
 from d2x.data.rules.image_files import inspect_image
+from d2x.data.rules.record_rules import box_rules
 from d2x.data.sets.coco_json import register_coco_json
 from d2x.data.sets.crowd_human import read_crowd_human
 from d2x.data.sets.pseudo_txt import read_pseudo_txt
@@ -63,8 +63,8 @@ def use_json(case: Case, path: Path) -> str:
             metadata, records = MetadataCatalog.get(name), DatasetCatalog.get(name)
             for record in records:
                 for annotation in record["annotations"]:
-                    assert not box_fault(annotation["bbox"], record["width"], record["height"]), f"bad: {annotation}"
-                    assert 0 <= annotation["category_id"] < len(metadata.thing_classes), f"bad: {annotation}"
+                    assert not any(box_rules(*annotation["bbox"], record["width"], record["height"])), annotation
+                    assert 0 <= annotation["category_id"] < len(metadata.thing_classes), annotation
                 make_train_mapper(CFG, [])(record)
             evaluated, boxes = COCO(metadata.json_file), sum(len(record["annotations"]) for record in records)
             assert set(evaluated.getImgIds()) == {record["image_id"] for record in records}, "other images evaluated"

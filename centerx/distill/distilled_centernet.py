@@ -6,7 +6,8 @@ from detectron2.structures import ImageList
 from torch import Tensor
 
 from centerx.centernet import CenterNet
-from centerx.distill.student import Student, copy_weights, student_arguments
+from centerx.distill.build import student_arguments
+from centerx.distill.student import Student, copy_weights
 from centerx.distill.teachers import Teacher
 from centerx.distill.terms import Route, align_to_grid
 from centerx.predictions import CenterPredictions

@@ -4,8 +4,6 @@ import logging
 from collections.abc import Callable, Sequence
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.structures import ImageList
 from torch import Tensor, nn
@@ -16,10 +14,8 @@ from centerx.distill.teachers import (
     Teacher,
     TeacherSpec,
     load_teacher,
-    make_loss,
     make_routes,
     pair_classes,
-    read_specs,
     require_coverage,
 )
 from centerx.distill.terms import Route
@@ -78,6 +74,7 @@ class Student:
         self.make_ema = make_ema
         self.teachers: tuple[Teacher, ...] = ()
         self.routes: tuple[Route, ...] = ()
+        self.ema_teacher: EmaTeacher | None = None  # the last of the teachers, where there is one
 
     def prepare_teachers(self, teachers: Sequence[Teacher] | None = None) -> None:
         """Load the teachers and check everything that can be wrong with them; a second call does nothing.
@@ -97,18 +94,17 @@ class Student:
             pair_classes(spec, teacher.class_names, self.class_names)
             for spec, teacher in zip(self.teacher_specs, teachers, strict=True)
         ]
-        teachers = list(teachers)
-        if self.make_ema is not None:
-            teachers.append(self.make_ema(self))
-            pairs.append([(index, index) for index in range(len(self.class_names))])
-        if not teachers:
+        if not teachers and self.make_ema is None:
             raise ValueError("DISTILL.TEACHERS is empty: give each teacher's CONFIG and WEIGHTS, or enable DISTILL.EMA")
-        fixed = [index for index, teacher in enumerate(teachers) if not isinstance(teacher, EmaTeacher)]
-        routes = make_routes([pairs[index] for index in fixed], self.overlap)
+        routes = make_routes(pairs, self.overlap)
         if not self.use_labels or routes:
             require_coverage(routes, self.class_names, self.labelled if self.use_labels else ())
-        every = tuple(range(len(self.class_names)))
-        routes += [Route(every, every, (1.0,) * len(every))] * (len(teachers) - len(fixed))
+        teachers = list(teachers)
+        if self.make_ema is not None:
+            self.ema_teacher = self.make_ema(self)
+            every = tuple(range(len(self.class_names)))
+            teachers.append(self.ema_teacher)
+            routes.append(Route(every, every, (1.0,) * len(every)))
         for teacher in teachers:
             self.check_teacher(teacher)
             teacher.check()
@@ -117,17 +113,12 @@ class Student:
             logger.info("teacher %s teaches %s", teacher.name, ", ".join(taught))
         self.teachers, self.routes = tuple(teachers), tuple(routes)
 
-    @property
-    def ema_teacher(self) -> EmaTeacher | None:
-        """The moving-average teacher, once prepared."""
-        return next((teacher for teacher in self.teachers if isinstance(teacher, EmaTeacher)), None)
-
     def distillation_losses(self, batched_inputs: list[dict], images: ImageList, predictions) -> dict[str, Tensor]:
         """Every teacher's terms on this batch, ``kd_cls_loss0`` and so on; prepares the teachers if nobody has."""
         self.prepare_teachers()
         losses = {}
         for index, (teacher, route) in enumerate(zip(self.teachers, self.routes)):
-            if isinstance(teacher, EmaTeacher) and not teacher.teaches:
+            if not teacher.teaches:
                 continue
             if self.student_normalisation:
                 maps = teacher.predict_normalised(images.tensor)
@@ -141,52 +132,6 @@ class Student:
         for teacher in self.teachers if hasattr(self, "teachers") else ():
             teacher.model._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
-
-
-def student_arguments(cfg: CfgNode, num_classes: int) -> dict:
-    """``Student``'s arguments from ``DISTILL``, ``DATASETS`` and ``INPUT``.
-
-    Raises:
-        ValueError: label-free training whose data loader would drop every image.
-    """
-    node = cfg.DISTILL
-    if not node.LABELS and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        raise ValueError(
-            "DISTILL.LABELS False needs DATALOADER.FILTER_EMPTY_ANNOTATIONS False: images without annotations"
-            " would be dropped"
-        )
-    class_names = list(cfg.DATASETS.CLASS_NAMES) or [str(index) for index in range(num_classes)]
-    make_ema = None
-    if node.EMA.ENABLED:
-        loss = make_loss(cfg, {"WEIGHT": node.EMA.WEIGHT})
-        decay, start, order = node.EMA.DECAY, node.EMA.START, cfg.INPUT.FORMAT
-
-        def make_ema(student: nn.Module) -> EmaTeacher:
-            return EmaTeacher(
-                student=student, decay=decay, start=start, input_format=order, class_names=class_names, loss=loss
-            )
-
-    return {
-        "teacher_specs": read_specs(cfg),
-        "class_names": class_names,
-        "labelled": labelled_classes(cfg.DATASETS.TRAIN, class_names),
-        "use_labels": node.LABELS,
-        "overlap": node.OVERLAP,
-        "stride_mismatch": node.STRIDE_MISMATCH,
-        "student_normalisation": node.STUDENT_NORMALISATION,
-        "input_format": cfg.INPUT.FORMAT,
-        "make_ema": make_ema,
-    }
-
-
-def labelled_classes(datasets: Sequence[str], class_names: Sequence[str]) -> list[int]:
-    """Class indices that some training data set is labelled for, by its metadata; without metadata all are."""
-    found: set[int] = set()
-    for name in datasets:
-        metadata = MetadataCatalog.get(name)
-        labelled = metadata.get("labelled_classes")
-        found |= set(range(len(class_names)) if labelled is None else labelled)
-    return sorted(found)
 
 
 def copy_weights(student: nn.Module, teacher: nn.Module, *, per_class: Sequence[str], route: Route) -> int:

@@ -2,20 +2,21 @@
 
 import copy
 import dataclasses
-import difflib
 import math
 import os
 from collections.abc import Mapping, Sequence
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from centerx.distill.terms import DistillationLoss, Route
 from d2x.checkpoint.files import read_checkpoint
-from d2x.config.load import load_cfg, prepare_classes
+from d2x.config.load import load_cfg
+from d2x.data.prepare import class_names
+from d2x.detectors import class_count, set_class_count
+from d2x.engine.weight_averaging import ramped_decay
 
 OVERLAPS = ("average", "first")
 STRIDE_MISMATCHES = ("error", "resize")
@@ -51,6 +52,8 @@ class Teacher:
         class_names: of its outputs.
         loss: its distillation terms.
     """
+
+    teaches = True  # whether it has something to say yet
 
     def __init__(
         self, *, name: str, model: nn.Module, input_format: str, class_names: Sequence[str], loss: DistillationLoss
@@ -115,68 +118,6 @@ def tensors_of(maps) -> list[Tensor]:
     return [] if maps is None else [t for part in maps for t in tensors_of(part)]
 
 
-def read_specs(cfg: CfgNode) -> list[TeacherSpec]:
-    """``DISTILL.TEACHERS`` with defaults filled in.
-
-    Raises:
-        ValueError: an entry is no mapping, lacks CONFIG or WEIGHTS, or has an unknown key.
-    """
-    node = cfg.DISTILL
-    known = {
-        "CONFIG", "WEIGHTS", "CLASSES", "STUDENT_SLICE", "TEACHER_SLICE",
-        "WEIGHT", "HEATMAP_WEIGHT", "SIZE_WEIGHT", "OFFSET_WEIGHT", "NORM_SIZE",
-    }  # fmt: skip
-    specs = []
-    for index, entry in enumerate(node.TEACHERS):
-        where = f"DISTILL.TEACHERS[{index}]"
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"{where} must be a mapping with CONFIG and WEIGHTS, got {entry!r}")
-        for key in entry:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                raise ValueError(f"{where}: unknown key '{key}'" + (f"; did you mean {near[0]}?" if near else ""))
-        for key in ("CONFIG", "WEIGHTS"):
-            if not entry.get(key):
-                raise ValueError(f"{where}: {key} is missing")
-        classes = entry.get("CLASSES")
-        if classes is not None and not isinstance(classes, Mapping):
-            classes = {name: name for name in classes}
-        specs.append(
-            TeacherSpec(
-                config=entry["CONFIG"],
-                weights=entry["WEIGHTS"],
-                classes=dict(classes) if classes else None,
-                student_slice=_slice(entry, "STUDENT_SLICE", where),
-                teacher_slice=_slice(entry, "TEACHER_SLICE", where),
-                loss=make_loss(cfg, entry),
-            )
-        )
-    return specs
-
-
-def make_loss(cfg: CfgNode, overrides: Mapping = {}) -> DistillationLoss:  # noqa: B006
-    """The distillation terms of ``DISTILL``, with a teacher's own values where it has them."""
-    node = cfg.DISTILL
-    return DistillationLoss(
-        definition=node.DEFINITION,
-        weight=overrides.get("WEIGHT", node.WEIGHT),
-        heatmap_weight=overrides.get("HEATMAP_WEIGHT", node.HEATMAP_WEIGHT),
-        size_weight=overrides.get("SIZE_WEIGHT", node.SIZE_WEIGHT),
-        offset_weight=overrides.get("OFFSET_WEIGHT", node.OFFSET_WEIGHT),
-        norm_size=overrides.get("NORM_SIZE", node.NORM_SIZE),
-        min_size=node.MIN_SIZE,
-    )
-
-
-def _slice(entry: Mapping, key: str, where: str) -> tuple[int, int] | None:
-    value = entry.get(key)
-    if value is None:
-        return None
-    if len(value) != 2 or not 0 <= value[0] < value[1]:
-        raise ValueError(f"{where}: {key} must be [start, stop] with start < stop, got {value}")
-    return int(value[0]), int(value[1])
-
-
 def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teacher:
     """Build a teacher and load all of its weights.
 
@@ -187,7 +128,8 @@ def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teach
     cfg = load_cfg(spec.config, ["MODEL.DEVICE", str(device)])
     if not os.path.isfile(spec.weights):
         raise FileNotFoundError(f"weights of teacher {spec.config} not found: {spec.weights}")
-    cfg = prepare_classes(cfg)
+    names = class_names(cfg)
+    set_class_count(cfg, class_count(cfg) or len(names))
     model = build_model(cfg)
     if not hasattr(model, "predict"):
         raise ValueError(f"teacher {spec.config}: MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} cannot teach")
@@ -207,7 +149,7 @@ def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teach
         name=spec.config,
         model=model,
         input_format=cfg.INPUT.FORMAT,
-        class_names=list(cfg.DATASETS.CLASS_NAMES) or [str(i) for i in range(model.num_classes)],
+        class_names=names or [str(i) for i in range(model.num_classes)],
         loss=spec.loss,
     )
 
@@ -285,7 +227,7 @@ def require_coverage(routes: Sequence[Route], student_classes: Sequence[str], la
 
 
 class EmaTeacher(Teacher):
-    """The moving average of a student's own weights and buffers, teaching all of its classes.
+    """The exponential moving average of a student's own weights and buffers, teaching all of its classes.
 
     Args:
         student: it is copied; its teachers are not.
@@ -308,7 +250,7 @@ class EmaTeacher(Teacher):
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """One step of the average; integer buffers are copied."""
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        decay = ramped_decay(self.decay, self.steps)
         current = student.state_dict()
         for name, value in self.model.state_dict().items():
             new = current[name].detach().to(value.device)

@@ -13,8 +13,9 @@ def add_backbone_config(cfg: CN) -> None:
     add_timm_config(cfg)
     add_torchvision_config(cfg)
 
-    # Pre-trained weights of the backbone alone (SimMIM, Swin, MAE, DINOv3, timm or torchvision file; .pth, .bin,
-    # .safetensors). Read when training starts from iteration 0 without MODEL.WEIGHTS.
+    # Pre-trained weights of the backbone alone: a file (.pth, .bin, .safetensors, .pkl) of any origin that
+    # docs/backbones.md lists, or for torchvision's backbones a name like "IMAGENET1K_V1" to download. Read when a
+    # training starts from iteration 0 without MODEL.WEIGHTS.
     cfg.MODEL.BACKBONE.WEIGHTS = ""
 
     cfg.MODEL.SWIN_V2 = CN()
@@ -63,9 +64,24 @@ def add_backbone_config(cfg: CN) -> None:
     cfg.MODEL.TIMM_VIT.DROP_PATH = 0.0
     cfg.MODEL.TIMM_VIT.ACTIVATION_CHECKPOINTING = False
 
-    # Learning rate of the backbone over that of the rest; not used with LAYER_DECAY.
-    cfg.SOLVER.BACKBONE_LR_FACTOR = 0.1
+    # Learning rate of the backbone over that of the rest; not used with LAYER_DECAY. None: the recipe's own, 0.1 where
+    # it is DETR's, else 1.
+    cfg.SOLVER.BACKBONE_LR_FACTOR = None
     # 0: off. Else the rate of a backbone block is this to the power of its depth counted from the output.
     cfg.SOLVER.LAYER_DECAY = 0.0
     # Decay the weights of the norms over channels (LayerNorm2d, GroupNorm) as the released recipe does by accident.
     cfg.SOLVER.RELEASED_NORM_DECAY = False
+
+
+def forget_unread_factor(cfg: CN, content: dict) -> None:
+    """Unset the ``SOLVER.BACKBONE_LR_FACTOR`` that a config.yaml saved by version 0.1 states without anybody's wish.
+
+    It wrote the default 0.1 into every run's config.yaml, while only DETR's recipe, whose own it is, read it. Such a
+    file holds all keys there were (GLOBAL, which nobody writes), but not PLUGINS, which is newer.
+
+    Args:
+        cfg: changed in place.
+        content: the file's, as read.
+    """
+    if cfg.SOLVER.BACKBONE_LR_FACTOR == 0.1 and "GLOBAL" in content and "PLUGINS" not in content:
+        cfg.SOLVER.BACKBONE_LR_FACTOR = None

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from detectron2.config import CfgNode
+from detectron2.solver.build import reduce_param_groups
 from timm.layers import LayerNorm2d
 from torch import nn
 
@@ -14,9 +15,10 @@ _RELEASED_DECAYED_NORMS = (LayerNorm2d, nn.GroupNorm)
 _NO_DECAY = re.compile(
     r"box_rpb|cpb_mlp|logit_scale|gamma_\d|level_embed|pos_embed|rel_pos_|relative_position_bias_table|cls_token|reg_token"
 )
-_BLOCK = re.compile(r"(?:\blayers\.(\d+)\.)?\bblocks\.(\d+)\.")
-_MERGE = re.compile(r"\blayers\.(\d+)\.downsample\.")
-_EMBEDDING = re.compile(r"patch_embed|pos_embed|cls_token|reg_token|mask_token|\brope")
+# timm's features are named layers_0 and stages_0, and its patch merging counts to the stage after it.
+_BLOCK = re.compile(r"(?:\b(?:layers|stages)[._](\d+)\.)?\bblocks\.(\d+)\.")
+_MERGE = re.compile(r"\b(layers\.|layers_|stages_)(\d+)\.downsample\.")
+_EMBEDDING = re.compile(r"patch_embed|pos_embed|cls_token|reg_token|mask_token|\brope|\bstem|\bconv_stem|^model\.bn1\.")
 
 
 def param_groups(
@@ -49,20 +51,44 @@ def param_groups(
     Returns:
         ``[{"params": [...], "lr": ..., "weight_decay": ...}]``, one for each pair of values, in order of appearance.
     """
-    rates = {}
-    if layer_decay:
-        by_name = backbone_depths(model.backbone, depths)
-        rates = {f"backbone.{name}": lr * layer_decay**depth for name, depth in by_name.items()}
-    groups: dict[tuple[float, float], dict] = {}
+    groups = []
     for name, parameter, owner in _trainable(model):
-        rate = rates.get(name)
-        if rate is None:
-            prefixes = [prefix for prefix in lr_factors or {} if name.startswith(prefix)]
-            rate = lr * (lr_factors[max(prefixes, key=len)] if prefixes else 1.0)
+        prefixes = [prefix for prefix in lr_factors or {} if name.startswith(prefix)]
+        if layer_decay and name.startswith("backbone."):
+            prefixes = []
+        rate = lr * (lr_factors[max(prefixes, key=len)] if prefixes else 1.0)
         decay = weight_decay if _decays(name, owner, released_norm_decay) else weight_decay_norm
-        group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
-        group["params"].append(parameter)
-    return list(groups.values())
+        groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
+    # Joined last: saved optimizers count parameters in the order of the groups, the first of each as in the model.
+    groups = scale_backbone_rates(groups, model, "backbone", layer_decay=layer_decay, depths=depths)
+    return reduce_param_groups(groups)
+
+
+def scale_backbone_rates(
+    groups: list[dict],
+    model: nn.Module,
+    backbone: str,
+    *,
+    factor: float | None = None,
+    layer_decay: float = 0.0,
+    depths: Sequence[int] | None = None,
+) -> list[dict]:
+    """Multiply a backbone's learning rates in finished groups, split and joined as that makes necessary.
+
+    Args:
+        groups: ``[{"params": [...], "lr": ..., ...}]``.
+        backbone: its name in the model, such as "backbone".
+        factor: of all its rates, without layer decay; None is 1.
+        layer_decay: 0 is off; else a rate is multiplied by ``layer_decay ** depth``, see :func:`backbone_depths`.
+    """
+    if not layer_decay and factor in (None, 1.0):
+        return groups
+    module = model.get_submodule(backbone)
+    by_depth = backbone_depths(module, depths) if layer_decay else {}
+    factors = {p: layer_decay ** by_depth[name] if layer_decay else factor for name, p in module.named_parameters()}
+    return reduce_param_groups(
+        [{**group, "params": [p], "lr": group["lr"] * factors.get(p, 1.0)} for group in groups for p in group["params"]]
+    )
 
 
 def backbone_depths(backbone: nn.Module, depths: Sequence[int] | None = None) -> dict[str, int]:
@@ -93,7 +119,7 @@ def _depth(name: str, depths: Sequence[int], total: int) -> int:
     if block := _BLOCK.search(name):
         return total - sum(depths[: int(block[1] or 0)]) - int(block[2])
     if merge := _MERGE.search(name):
-        return total + 1 - sum(depths[: int(merge[1]) + 1])
+        return total + 1 - sum(depths[: int(merge[2]) + (merge[1] == "layers.")])
     return total + 1 if _EMBEDDING.search(name) else 0
 
 
@@ -114,13 +140,14 @@ def _decays(name: str, owner: nn.Module, released_norm_decay: bool) -> bool:
 
 
 def param_groups_from_cfg(cfg: CfgNode, model: nn.Module) -> list[dict]:
-    """:func:`param_groups` with the settings in ``SOLVER``."""
+    """:func:`param_groups` with the settings in ``SOLVER``; ``BACKBONE_LR_FACTOR`` unset is DETR's 0.1."""
+    factor = 0.1 if cfg.SOLVER.BACKBONE_LR_FACTOR is None else cfg.SOLVER.BACKBONE_LR_FACTOR
     return param_groups(
         model,
         lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        lr_factors={"backbone.": cfg.SOLVER.BACKBONE_LR_FACTOR},
+        lr_factors={"backbone.": factor},
         layer_decay=cfg.SOLVER.LAYER_DECAY,
         released_norm_decay=cfg.SOLVER.RELEASED_NORM_DECAY,
     )

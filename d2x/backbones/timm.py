@@ -2,13 +2,12 @@
 
 import logging
 import math
-import os
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
 import timm
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -16,14 +15,12 @@ from timm.layers import convert_sync_batchnorm
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from d2x.checkpoint.files import read_checkpoint
+from d2x.backbones.weights import load_backbone_weights
 
 logger = logging.getLogger(__name__)
 
 # Arguments with which timm's models of a fixed image size take any; each family knows at most one of them.
 _ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-# A weight file is refused when fewer of the model's matrices and kernels than this came from it.
-_LEAST_LOADED = 0.5
 
 
 class TimmBackbone(Backbone):
@@ -36,7 +33,7 @@ class TimmBackbone(Backbone):
     Args:
         name: as in ``timm.list_models()``, e.g. "resnet18", "convnext_tiny", "regnety_004", "vit_small_patch16_224".
         out_indices: which of timm's features, negative from the end; empty: those timm gives by default.
-        weights: local ``.safetensors``, ``.pth`` or ``.bin`` file: timm's whole model, or what timm converts to it.
+        weights: a file as ``MODEL.BACKBONE.WEIGHTS`` takes, read when the model is built.
         pretrained: timm's own weights, from its cache or the network; not with ``weights``.
         drop_path_rate: stochastic depth of the last block; 0 for the model's default.
         norm: "" leaves the batch norms as they are; "FrozenBN" fixes statistics and affine part; "SyncBN".
@@ -72,12 +69,8 @@ class TimmBackbone(Backbone):
         options: dict = {"out_indices": tuple(out_indices)} if out_indices else {}
         if drop_path_rate:
             options["drop_path_rate"] = drop_path_rate
-        if weights:
-            model = _with_file(name, options, weights)
-        elif pretrained:
-            model = _with_download(name, options)
-        else:
-            model = _create(name, options)
+        self.name = name
+        model = _with_download(name, options) if pretrained else _create(name, options)
         if norm == "FrozenBN":
             model = freeze_batch_norm_2d(model)
         elif norm == "SyncBN":
@@ -90,6 +83,8 @@ class TimmBackbone(Backbone):
         self._out_feature_strides = dict(zip(names, strides))
         self._out_feature_channels = dict(zip(names, channels))
         self._divisibility = math.lcm(*strides)
+        if weights:
+            load_backbone_weights(self, weights, key="MODEL.TIMM.WEIGHTS")
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
@@ -108,6 +103,13 @@ class TimmBackbone(Backbone):
     @property
     def size_divisibility(self) -> int:
         return self._divisibility
+
+    def extra_repr(self) -> str:
+        return self.name
+
+    def from_release(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """timm's names for the original release of this architecture."""
+        return from_release(timm.create_model(self.name, num_classes=0), state)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W), normalised -> see the class."""
@@ -173,35 +175,11 @@ def _with_download(name: str, options: dict) -> nn.Module:
         ) from error
 
 
-def _with_file(name: str, options: dict, path: str) -> nn.Module:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS: file not found: {path}")
-    state = read_checkpoint(path)
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    state = {n.removeprefix("module."): value for n, value in state.items() if isinstance(value, Tensor)}
-    if not state:
-        raise ValueError(f"{path}: no tensors in this file")
-    _create(name, options)  # so that what fails below is the file
-    try:
-        model = _create(name, options, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)})
-    except Exception as error:  # timm's converters raise KeyError and others on an unfamiliar file
-        raise ValueError(f"{path}: does not hold weights of '{name}' ({_line(error)})") from error
-    known = {_fingerprint(value) for value in state.values()}
-    kernels = [value for value in model.parameters() if value.ndim > 1]
-    loaded = sum(_fingerprint(value) in known for value in kernels)
-    if loaded < _LEAST_LOADED * len(kernels):
-        raise ValueError(
-            f"{path}: does not hold weights of '{name}': only {loaded} of {len(kernels)} kernels are there"
-        )
-    return model
-
-
-def _fingerprint(value: Tensor) -> tuple[int, str]:
-    """Equal for a tensor and the same one reshaped or transposed, which timm's converters do."""
-    return value.numel(), f"{value.detach().to(torch.float64).sum().item():.6g}"
+def from_release(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm's names and shapes for the original release of a timm model; {} where its family has no converter."""
+    module = sys.modules[type(model).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
+    return convert(state, model) if convert else {}
 
 
 def _line(error: BaseException) -> str:

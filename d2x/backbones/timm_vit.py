@@ -11,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor
 
+from d2x.backbones.timm import from_release
 from d2x.backbones.vit import pad_to_patches
 
 
@@ -60,7 +61,7 @@ class TimmViT(Backbone):
             raise ValueError(f"MODEL.TIMM_VIT.LAYERS: {layers} asks for blocks outside 0 to {count - 1} of '{name}'")
         if sorted(self.layers) != self.layers:
             raise ValueError(f"MODEL.TIMM_VIT.LAYERS: {layers} must be in ascending order")
-        self.normalise, self.frozen, self.windows = normalise, frozen, windows
+        self.name, self.normalise, self.frozen, self.windows = name, normalise, frozen, windows
         self.patch_size = self.model.patch_embed.patch_size[0]
         self.model.set_grad_checkpointing(activation_checkpointing)
         if frozen:
@@ -82,6 +83,13 @@ class TimmViT(Backbone):
             "drop_path_rate": node.DROP_PATH,
             "activation_checkpointing": node.ACTIVATION_CHECKPOINTING,
         }
+
+    def extra_repr(self) -> str:
+        return self.name
+
+    def from_release(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """timm's names for the original release of this architecture, such as DINOv3's files."""
+        return from_release(self.model, state)
 
     def train(self, mode: bool = True) -> "TimmViT":
         super().train(mode)

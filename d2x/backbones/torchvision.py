@@ -88,6 +88,9 @@ class StagedBackbone(Backbone):
                 outputs[name] = x
         return outputs
 
+    def extra_repr(self) -> str:
+        return self.torchvision_name
+
     def download(self, weights: str) -> dict[str, Tensor]:
         """torchvision's state dict of that name, e.g. "IMAGENET1K_V1", from its cache or the network.
 

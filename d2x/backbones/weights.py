@@ -1,36 +1,59 @@
-"""Pre-trained weights for a backbone from a local file of any common origin, with a report of what went where.
+"""Pre-trained weights for a backbone from a file of any common origin, with a report of what went where.
 
-Known origins: SimMIM and supervised Swin V1 / V2 files (the authors', timm's or torchvision's), MAE (plain ViT), DINOv3
-and other timm ViTs, torchvision and timm ResNets, and a detector checkpoint of this project (its ``backbone.`` part).
+Whose names are understood stands in ``naming``: torchvision's, timm's, detectron2's, the Swin authors', SimMIM's and so
+on; also as a part of a whole detector, whatever stands before its names there.
 """
 
 import argparse
 import logging
 import math
 import os
+import pickle
 import re
-import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.modeling.backbone.resnet import ResNet
-from detectron2.modeling.backbone.swin import SwinTransformer
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor, nn
 
-from d2x.backbones.swin_v2 import SwinV2
-from d2x.backbones.timm_vit import TimmViT
-from d2x.checkpoint.files import read_checkpoint
+from d2x.backbones.naming import common_names, owner
+from d2x.checkpoint.files import CheckpointError, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
 # Follow from a model's own window sizes, so a file's version of them is never taken.
 _DERIVED = ("relative_coords_table", "relative_position_index", "attn_mask", "num_batches_tracked")
+# Where the tensors are in a file; of averaged weights and others beside them, the averaged.
+_STATES = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+# A file is another network's when it has less than this part of the backbone's tensors.
+_LEAST_FOUND = 0.5
+# Swin V2 has no bias of the keys; others keep one bias for query, key and value, that of the key zero.
+_JOINT_BIAS = re.compile(r"^(layers\.\d+\.blocks\.\d+\.attn\.)qkv\.bias$")
+
+
+@runtime_checkable
+class Downloads(Protocol):
+    """A backbone whose weights have names, such as "IMAGENET1K_V1"."""
+
+    def download(self, weights: str) -> dict[str, Tensor]:
+        """Its state dict of that name; ValueError where there is none or it cannot be had."""
+        ...
+
+
+@runtime_checkable
+class Converts(Protocol):
+    """A backbone of a library that knows its models' original releases."""
+
+    def from_release(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The library's names and shapes for a released state dict; {} where it knows none."""
+        ...
 
 
 @dataclass
@@ -64,81 +87,160 @@ class LoadReport:
         return "\n  ".join(lines)
 
 
-def load_backbone_weights(backbone: nn.Module, path: str) -> LoadReport:
-    """Load a weight file into a backbone, in place, and log the report.
+def load_backbone_weights(backbone: nn.Module, source: str, *, key: str = "MODEL.BACKBONE.WEIGHTS") -> LoadReport:
+    """Load pre-trained weights into a backbone, in place, and log the report.
 
     Args:
-        backbone: :class:`SwinV2`, Swin V1, plain ViT, :class:`TimmViT`, detectron2's ResNet, or any module
-            whose own names are in the file.
-        path: ``.pth`` / ``.pt`` / ``.bin`` (tensors and plain values only, no pickled code) or ``.safetensors``.
+        source: ``.pth`` / ``.pt`` / ``.bin`` (tensors and plain values only, no pickled code), ``.safetensors``, or a
+            ``.pkl`` of arrays as detectron2 publishes; or a name for the backbone's ``download``.
+        key: where the user wrote ``source``.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, nothing in it belongs to this backbone, or a tensor of the right name has a shape that
-            no interpolation explains; names the file.
+        ValueError: unreadable, another network's, or a tensor of the right name has a shape that no interpolation
+            explains; names the file and whose names it has. Or a name that cannot be had.
     """
-    source = _tensors(path)
-    wanted = backbone.state_dict()
-    named = {name: value for name, value in _renaming(backbone)(source, backbone).items() if name in wanted}
-    if not named:
+    wanted = {name: value for name, value in backbone.state_dict().items() if not name.endswith(_DERIVED)}
+    inside, found = max(
+        ((state, _match(state, wanted)) for state in _networks(_tensors(source, backbone, key), len(wanted))),
+        key=lambda pair: len(pair[1]),
+    )
+    tensors = inside
+    if len(found) < len(wanted) and isinstance(backbone, Converts):
+        released = _released(backbone, inside)
+        converted = _match(released, wanted)
+        if len(converted) > len(found):
+            tensors, found = released, converted
+    kind = f"{type(backbone).__name__}({backbone.extra_repr()})"
+    whose = f"it holds {owner(inside)}, the backbone has {owner(wanted)}"
+    if len(found) < _LEAST_FOUND * len(wanted):
         raise ValueError(
-            f"{path}: nothing in this file belongs to {type(backbone).__name__}: it holds"
-            f" '{next(iter(source), 'nothing')}' and so on, the backbone has '{next(iter(wanted))}' and so on"
+            f"{source}: weights of another network: it has {len(found)} of the {len(wanted)} tensors of {kind}; {whose}"
         )
+    named = {ours: _part(ours, theirs, tensors[theirs]) for ours, theirs in found.items()}
     usable = {name: _fit(name, value, wanted[name]) for name, value in named.items()}
     for name, value in usable.items():
         if value.shape != wanted[name].shape:
             raise ValueError(
-                f"{path}: {name} has shape {tuple(value.shape)}, {type(backbone).__name__} needs"
-                f" {tuple(wanted[name].shape)}: weights of another size of this backbone"
+                f"{source}: {name} has shape {tuple(value.shape)}, {kind} needs {tuple(wanted[name].shape)}:"
+                f" weights of another size of this backbone; {whose}"
             )
     backbone.load_state_dict(usable, strict=False)
-    report = _report(path, source, named, usable, wanted)
+    report = _report(source, inside, named, usable, wanted)
     logger.info("Backbone weights: %s", report)
     return report
 
 
 class LoadBackboneWeights(HookBase):
-    """Loads ``MODEL.BACKBONE.WEIGHTS`` before the first iteration of a run that starts from nothing else."""
+    """Loads weights before the first iteration of a run that starts from nothing else."""
 
-    def __init__(self, model: nn.Module, path: str):
-        self._model, self._path = model, path
+    def __init__(self, backbone: nn.Module, source: str):
+        self._backbone, self._source = backbone, source
 
     def before_train(self) -> None:
         if self.trainer.start_iter == 0:
-            load_backbone_weights(self._model.backbone, self._path)
+            load_backbone_weights(self._backbone, self._source)
 
 
-def weight_hooks(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
+def weight_hooks(cfg: CfgNode, model: nn.Module, backbone: str = "backbone") -> list[HookBase]:
     """The hook that ``MODEL.BACKBONE.WEIGHTS`` asks for; none without it or when ``MODEL.WEIGHTS`` is given.
 
     Args:
-        model: has ``.backbone`` (the unwrapped detector).
+        model: the unwrapped detector.
+        backbone: name of the backbone in it.
     """
     if not cfg.MODEL.BACKBONE.WEIGHTS or cfg.MODEL.WEIGHTS:
         return []
-    return [LoadBackboneWeights(model, cfg.MODEL.BACKBONE.WEIGHTS)]
+    return [LoadBackboneWeights(model.get_submodule(backbone), cfg.MODEL.BACKBONE.WEIGHTS)]
 
 
-def _tensors(path: str) -> dict[str, Tensor]:
-    """Every tensor of the file's state dict, without the prefix that wrappers add to all names."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"MODEL.BACKBONE.WEIGHTS: file not found: {path}")
-    # Pre-training codes keep their settings beside the weights, which are plain data: SimMIM's a yacs node (read as a
-    # dictionary, which it is), others a command line.
-    settings = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
-    with torch.serialization.safe_globals(settings):
-        state = read_checkpoint(path)
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    for prefix in ("module.", "backbone."):
-        if state and any(name.startswith(prefix) for name in state):
-            inside = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-            state = inside if prefix == "backbone." else {**state, **inside}
+def _tensors(source: str, backbone: nn.Module, key: str) -> dict[str, Tensor]:
+    """Every tensor of the file's state dict."""
+    if os.path.isfile(source):
+        state = _read(source)
+    elif not os.path.splitext(source)[1] and isinstance(backbone, Downloads):
+        state = backbone.download(source)
+    else:
+        by_name = "" if os.path.splitext(source)[1] else f" ({type(backbone).__name__} has no weights by name)"
+        raise FileNotFoundError(f"{key}: file not found: {source}{by_name}")
+    for name in _STATES:
+        if isinstance(state.get(name), dict):
+            state = state[name]
+    state = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in state.items()}
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _read(path: str) -> dict:
+    if path.endswith(".pkl"):
+        try:
+            with open(path, "rb") as file:
+                state = _ArraysOnly(file, encoding="latin1").load()
+        except Exception as error:  # pickle raises anything for wrong bytes
+            raise CheckpointError(f"{path}: refused or not readable ({error})") from error
+    else:
+        # Pre-training codes keep their settings beside the weights, which are plain data: SimMIM's a yacs node (read as
+        # a dictionary, which it is), others a command line.
+        with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
+            state = read_checkpoint(path)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not a checkpoint: it holds no weights by name")
     return state
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads numpy's arrays and plain containers; anything else that a pickle names could run code."""
+
+    _ALLOWED = (
+        "collections.OrderedDict numpy.ndarray numpy.dtype _codecs.encode numpy.core.multiarray._reconstruct"
+        " numpy._core.multiarray._reconstruct"
+    ).split()
+
+    def find_class(self, module: str, name: str):
+        if f"{module}.{name}" not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, and may hold arrays and plain values only")
+        return super().find_class(module, name)
+
+
+def _networks(state: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+    """The state dict, and the part below each prefix that could hold a network of ``size`` tensors, without it."""
+    yield state
+    counts: dict[str, int] = {}
+    for name in state:
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            prefix = ".".join(parts[:depth]) + "."
+            counts[prefix] = counts.get(prefix, 0) + 1
+    for prefix, count in counts.items():
+        if count >= _LEAST_FOUND * size:
+            yield {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name in the backbone -> name in the file."""
+    ours = {common: name for name, common in common_names(wanted).items()}
+    loosely = {common.replace("_", "."): name for common, name in ours.items()}  # timm's features: a_b for a.b
+    found = {}
+    for theirs, common in common_names(state).items():
+        joint = _JOINT_BIAS.match(common)
+        if joint and common not in ours:
+            found |= {ours[n]: theirs for n in (f"{joint[1]}q_bias", f"{joint[1]}v_bias") if n in ours}
+        elif name := ours.get(common) or loosely.get(common.replace("_", ".")):
+            found[name] = theirs
+    return found
+
+
+def _part(ours: str, theirs: str, value: Tensor) -> Tensor:
+    if theirs.endswith("qkv.bias") and ours.endswith(("q_bias", "v_bias")):
+        return value.chunk(3)[0 if ours.endswith("q_bias") else 2]
+    return value
+
+
+def _released(backbone: Converts, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        return backbone.from_release(dict(state))
+    except Exception:  # the libraries' converters raise anything on a file they do not know
+        logger.debug("no release of %s", type(backbone).__name__, exc_info=True)
+        return {}
 
 
 def _report(
@@ -148,14 +250,14 @@ def _report(
     usable: dict[str, Tensor],
     wanted: dict[str, Tensor],
 ) -> LoadReport:
-    # Renaming hands on the very tensors it gets, or parts (views) of them, so identity tells where each came from.
+    # Conversion hands on the very tensors it gets, or parts (views) of them, so identity tells where each came from.
     origin = {id(value): name for name, value in source.items()}
     report, used = LoadReport(path), set()
     for name, value in usable.items():
         theirs = origin.get(id(named[name])) or origin.get(id(named[name]._base))
         changed = theirs is None or value is not named[name]
-        if theirs is None:  # changed by timm's own filter
-            theirs = _nearest(name, source)
+        if theirs is None:  # changed by a converter: the file's name ends like ours
+            theirs = next((other for other in source if other.endswith(name) or name.endswith(other)), None)
         if changed:
             before = tuple(source[theirs].shape) if theirs else "several"
             report.interpolated[name] = f"{before} -> {tuple(value.shape)}"
@@ -165,13 +267,8 @@ def _report(
             report.renamed[name] = theirs
         used.add(theirs)
     report.left_out = [name for name in source if name not in used]
-    report.missing = [name for name in wanted if name not in usable and not name.endswith(_DERIVED)]
+    report.missing = [name for name in wanted if name not in usable]
     return report
-
-
-def _nearest(name: str, source: dict[str, Tensor]) -> str | None:
-    """The file's name of a changed tensor: it ends like ours."""
-    return next((theirs for theirs in source if theirs.endswith(name) or name.endswith(theirs)), None)
 
 
 def _fit(name: str, value: Tensor, wanted: Tensor) -> Tensor:
@@ -193,86 +290,3 @@ def _fit(name: str, value: Tensor, wanted: Tensor) -> Tensor:
     if "rel_pos_" in name and value.shape[1:] == wanted.shape[1:]:
         return F.interpolate(value.T[None], size=len(wanted), mode="linear")[0].T
     return value
-
-
-def _renaming(backbone: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
-    by_type = {
-        SwinV2: _from_swin,
-        SwinTransformer: _from_swin,
-        TimmViT: _from_timm_vit,
-        ResNet: _from_torchvision,
-    }
-    return next((rename for kind, rename in by_type.items() if isinstance(backbone, kind)), _same_names)
-
-
-def _same_names(source: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """MAE's encoder and supervised ViTs in timm's form; torchvision's networks in torchvision's form."""
-    return {name: value for name, value in source.items() if not name.endswith(_DERIVED)}
-
-
-# torchvision numbers patch embedding, stages and mergings through as features.0 to features.7.
-_TORCHVISION_SWIN: tuple[tuple[str, str | Callable], ...] = (
-    (r"^features\.0\.0\.", "patch_embed.proj."),
-    (r"^features\.0\.2\.", "patch_embed.norm."),
-    (r"^features\.([246])\.", lambda match: f"layers.{int(match[1]) // 2 - 1}.downsample."),
-    (r"^features\.([1357])\.(\d+)\.", lambda match: f"layers.{int(match[1]) // 2}.blocks.{match[2]}."),
-    (r"\.mlp\.0\.", ".mlp.fc1."),
-    (r"\.mlp\.3\.", ".mlp.fc2."),
-)
-
-
-def _from_swin(source: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Swin V1 or V2: SimMIM (``encoder.*``, ``rpe_mlp``), supervised in its authors', timm's or torchvision's form.
-
-    The classifier's last ``norm`` is no output norm of ours.
-    """
-    source = {n.removeprefix("encoder."): v for n, v in source.items() if n.startswith("encoder.")} or source
-    # timm counts patch merging to the stage after it, all others to the one before.
-    shifted = any(name.startswith("layers.1.downsample.") for name in source)
-    shifted = shifted and not any(name.startswith("layers.0.downsample.") for name in source)
-    renamed = {}
-    for name, value in source.items():
-        if name.endswith(_DERIVED):
-            continue
-        name = _replaced(name, _TORCHVISION_SWIN).replace("rpe_mlp", "cpb_mlp")
-        if shifted:
-            name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", name)
-        if isinstance(backbone, SwinV2) and name.endswith("attn.qkv.bias"):
-            # One bias for query, key and value; that of the key is zero.
-            query, _, part = value.chunk(3)
-            renamed[name.replace("qkv.bias", "q_bias")] = query
-            renamed[name.replace("qkv.bias", "v_bias")] = part
-            continue
-        renamed[name] = value
-    return renamed
-
-
-def _from_timm_vit(source: dict[str, Tensor], backbone: TimmViT) -> dict[str, Tensor]:
-    """timm's names, or those of the original release, which timm's own filter of this architecture knows."""
-    if any(name.startswith("model.") for name in source):
-        return source
-    module = sys.modules[type(backbone.model).__module__]
-    converted = module.checkpoint_filter_fn(source, backbone.model)
-    return {f"model.{name}": value for name, value in converted.items()}
-
-
-_TORCHVISION_RESNET: tuple[tuple[str, str | Callable], ...] = (
-    (r"^(conv1|bn1)\.", r"stem.\1."),
-    (r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}."),
-    (r"\bbn(\d)\.", r"conv\1.norm."),
-    (r"downsample\.0\.", "shortcut."),
-    (r"downsample\.1\.", "shortcut.norm."),
-)
-
-
-def _from_torchvision(source: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """torchvision's or timm's ResNet names to detectron2's."""
-    return {
-        _replaced(name, _TORCHVISION_RESNET): value for name, value in source.items() if not name.endswith(_DERIVED)
-    }
-
-
-def _replaced(name: str, rules: tuple[tuple[str, str | Callable], ...]) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name

@@ -1,6 +1,48 @@
-"""Config keys that every detector of this project shares, on top of detectron2's own."""
+"""Config keys: those that every detector shares, on top of detectron2's own, and those that packages declare."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+_DECLARATIONS: list[Callable[[CN], None]] = []
+_UPGRADES: list[Callable[[CN, dict], None]] = []
+
+
+def declare_keys(declaration: Callable[[CN], None], *, upgrade: Callable[[CN, dict], None] | None = None) -> None:
+    """Have ``declaration(cfg)`` add its keys, with their defaults, to every config that is made from now on.
+
+    Args:
+        upgrade: ``upgrade(cfg, content)`` is called after a config file was read; it changes what a file that an
+            earlier version has saved says in another way. ``content`` is the file's, with its bases.
+    """
+    if declaration not in _DECLARATIONS:
+        _DECLARATIONS.append(declaration)
+        _UPGRADES.extend([upgrade] if upgrade else [])
+
+
+def upgrade_saved(cfg: CN, content: dict) -> None:
+    """Apply every declared upgrade to a config into which a file was merged."""
+    for upgrade in _UPGRADES:
+        upgrade(cfg, content)
+
+
+def get_base_cfg() -> CN:
+    """detectron2's defaults plus the keys of ``d2x``, of the backbones and of every registered detector."""
+    cfg = get_cfg()
+    for declaration in (add_d2x_config, *_DECLARATIONS):
+        declaration(cfg)
+    return cfg
+
+
+def flat_items(node: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every single setting of a config; groups are not among them."""
+    for key, value in node.items():
+        if isinstance(value, CN):
+            yield from flat_items(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def add_d2x_config(cfg: CN) -> None:
@@ -19,6 +61,8 @@ def add_d2x_config(cfg: CN) -> None:
     # Detect with batch norms folded into the convolutions before them and maps in channels-last order: the same numbers
     # to rounding, in less time. In --eval-only and wherever finished weights detect; not in evaluations while training.
     cfg.TEST.FOLD = False
+    # Importable packages that register further detectors, as --plugin does.
+    cfg.PLUGINS = []
     # Show one tqdm bar instead of a log line every 20 iterations.
     cfg.PROGRESS_BAR = False
 
@@ -36,7 +80,7 @@ def _add_data(cfg: CN) -> None:
     # Names of the classes in the order of the model's outputs. Filled in from the data set when empty.
     cfg.DATASETS.CLASS_NAMES = []
 
-    # Everyday JPEGs through simplejpeg where it is installed: the same pixels as Pillow's, see d2x/data/fast_decode.py.
+    # Everyday JPEGs through simplejpeg where it is installed: the same pixels as Pillow's, see d2x/data/images.py.
     cfg.INPUT.FAST_DECODE = True
     # Resize in training with torch's kernel: Pillow's pixels to within one level, see d2x/data/fast_resize.py.
     cfg.INPUT.FAST_RESIZE = True

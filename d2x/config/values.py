@@ -1,10 +1,10 @@
 """Values that no run can be made from, found before anything is built."""
 
 import math
-from collections.abc import Iterator
-from typing import Any
 
 from detectron2.config import CfgNode
+
+from d2x.config.keys import flat_items
 
 _TEXTS = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.CLASS_NAMES")
 _AT_LEAST = {
@@ -30,8 +30,8 @@ def require_values(cfg: CfgNode, defaults: CfgNode) -> None:
     Raises:
         ValueError: names the key and what it must be.
     """
-    given = dict(_flat(cfg))
-    for key, default in _flat(defaults):
+    given = dict(flat_items(cfg))
+    for key, default in flat_items(defaults):
         if given.get(key) is None and default is not None:
             raise ValueError(f"{key} must be a {type(default).__name__}, got nothing")
     for key in _TEXTS:
@@ -47,14 +47,6 @@ def require_values(cfg: CfgNode, defaults: CfgNode) -> None:
     for key in _THREE_NUMBERS:
         if not given[key] or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in given[key]):
             raise ValueError(f"{key} must be a number for each channel, got {_shown(given[key])}")
-
-
-def _flat(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _shown(value: object) -> str:

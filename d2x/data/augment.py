@@ -39,27 +39,6 @@ class TorchvisionColour(Transform):
         return NoOpTransform()
 
 
-class ColourJitter(T.Augmentation):
-    """Brightness, contrast, saturation and hue, each in a random order (torchvision's ``ColorJitter``).
-
-    Args:
-        brightness, contrast, saturation: a factor is drawn from [1 - value, 1 + value].
-        hue: a shift is drawn from [-value, value], at most 0.5 (half the colour circle).
-        prob: how often it is applied at all.
-    """
-
-    def __init__(
-        self, *, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4, hue: float = 0.0, prob=1.0
-    ):
-        super().__init__()
-        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
-        self.prob = prob
-        self._jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        return _sometimes(self.prob, self._jitter)
-
-
 class StrongColour(T.Augmentation):
     """With a probability, a few strong changes: jitter, blur, noise, sharpness, JPEG, posterising and others.
 

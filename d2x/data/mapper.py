@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,9 +11,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 
-from d2x.data.fast_decode import read_pixels
+from d2x.data.images import read_image
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +68,7 @@ class DetectionMapper(DatasetMapper):
         Args:
             is_train: with ground truth or without.
             labelled_classes: by data set name, the contiguous ids of the classes it is labelled for; None for all.
-            fast_decode: see ``d2x.data.fast_decode``.
+            fast_decode: see ``d2x.data.images.read_image``.
             detectron2_arguments: those of ``DatasetMapper``.
         """
         super().__init__(is_train, **detectron2_arguments)
@@ -116,17 +114,12 @@ class DetectionMapper(DatasetMapper):
         """(h, w, 3) uint8 image; fills in a missing height and width."""
         try:
             # Not detectron2's read_image: of a truncated PNG, it takes what was decoded before the end.
-            path = PathManager.get_local_path(record["file_name"])
-            if not os.path.lexists(path):
-                raise FileNotFoundError(path)
-            image = read_pixels(path, self.image_format, fast=self.fast_decode)
+            image = read_image(record["file_name"], self.image_format, fast=self.fast_decode)
             detection_utils.check_image_size(record, image)
-        except FileNotFoundError as error:
-            raise BadImageError(f"image not found: {record['file_name']}") from error
         except detection_utils.SizeMismatchError as error:
             raise BadImageError(f"{record['file_name']}: {' '.join(str(error).split())}") from error
-        except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
-            raise BadImageError(f"cannot read image {record['file_name']}: {' '.join(str(error).split())}") from error
+        except (ValueError, FileNotFoundError) as error:
+            raise BadImageError(str(error)) from error
         return image
 
     def _report(self, file_name: str, error: BadImageError) -> None:

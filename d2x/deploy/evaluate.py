@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
 from tqdm import tqdm
 
+from d2x.data.images import read_image
 from d2x.deploy.infer import Detections
 from d2x.engine.trainer import Trainer
 

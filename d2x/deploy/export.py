@@ -17,10 +17,11 @@ from d2x.atomic_files import atomic_folder
 from d2x.deploy.check import Tolerance
 from d2x.deploy.exporters import get_exporter
 from d2x.deploy.exporters.request import ExportRequest
-from d2x.deploy.graph import DetectionGraph, get_deployment
+from d2x.deploy.graph import DetectionGraph
 from d2x.deploy.infer import Detector, load
 from d2x.deploy.manifest import FILE_NAME, OUTPUTS, Manifest
 from d2x.deploy.verify import Reference, check, measure_ap
+from d2x.detectors import get_deployment
 from d2x.inference.fold import fold_batch_norms
 from d2x.inference.predictor import Predictor
 

@@ -1,36 +1,9 @@
-"""What is exported: a module from raw pixels to readable outputs, and which package makes it for a detector."""
+"""What is exported: a module from raw pixels to readable outputs."""
 
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-
-_DEPLOYMENTS: dict[str, ModuleType] = {}
-
-
-def register_deployment(meta_arch: str, deployment: ModuleType) -> None:
-    """Tell the exporter which module serves ``MODEL.META_ARCHITECTURE == meta_arch``.
-
-    A deployment is a module (or any object) with
-
-    - ``FORMS``: the forms it can give, keys of ``d2x.deploy.manifest.OUTPUTS``; the first is the default;
-    - ``build_graph(model, form)``: a ``DetectionGraph`` on the detector in evaluation mode;
-    - ``test_resize(cfg)``: the test-time resize as ``d2x.deploy.resize`` describes it.
-    """
-    _DEPLOYMENTS[meta_arch] = deployment
-
-
-def get_deployment(meta_arch: str) -> ModuleType:
-    """The deployment of a meta-architecture.
-
-    Raises:
-        ValueError: none was registered under that name.
-    """
-    if meta_arch not in _DEPLOYMENTS:
-        known = ", ".join(sorted(_DEPLOYMENTS))
-        raise ValueError(f"MODEL.META_ARCHITECTURE '{meta_arch}' cannot be exported; these can: {known}")
-    return _DEPLOYMENTS[meta_arch]
 
 
 class DetectionGraph(nn.Module):

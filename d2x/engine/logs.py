@@ -5,8 +5,7 @@ import logging
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-# Besides detectron2's own: loggers that write to OUTPUT_DIR/log.txt and, unless quiet, to the console.
-PACKAGES = ("fvcore", "d2x", "centerx", "plain_detr")
+from d2x.detectors import detector_packages
 
 
 def setup_logs(output_dir: str, *, quiet: bool = False) -> None:
@@ -16,7 +15,8 @@ def setup_logs(output_dir: str, *, quiet: bool = False) -> None:
     """
     logging.raiseExceptions = False  # python's switch: a full disk must not print a traceback for every line of the log
     rank = comm.get_rank()
-    loggers = [setup_logger(output_dir, distributed_rank=rank, name=name) for name in PACKAGES]
+    packages = ["fvcore", "d2x", *detector_packages()]
+    loggers = [setup_logger(output_dir, distributed_rank=rank, name=name) for name in packages]
     loggers.append(setup_logger(output_dir, distributed_rank=rank))
     if quiet:
         for logger in loggers:

@@ -26,18 +26,22 @@ def build_optimizer(cfg: CfgNode, param_groups: list[dict]) -> torch.optim.Optim
     """Build ``SOLVER.OPTIMIZER`` over finished groups ``[{"params": [...], "lr": ..., "weight_decay": ...}]``.
 
     Raises:
-        ValueError: unknown ``SOLVER.OPTIMIZER``.
+        ValueError: unknown ``SOLVER.OPTIMIZER``, or a limit of ``SOLVER.CLIP_GRADIENTS`` that is not positive.
     """
     solver = cfg.SOLVER
-    choices = {
-        "SGD": (torch.optim.SGD, {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
-        "Adam": (torch.optim.Adam, {"betas": tuple(solver.BETAS)}),
-        "AdamW": (torch.optim.AdamW, {"betas": tuple(solver.BETAS)}),
-    }
+    choices = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
     if solver.OPTIMIZER not in choices:
         raise ValueError(f"SOLVER.OPTIMIZER '{solver.OPTIMIZER}' is not one of {', '.join(choices)}")
-    optimizer, options = choices[solver.OPTIMIZER]
+    optimizer, options = choices[solver.OPTIMIZER], {}
+    if optimizer is torch.optim.SGD:
+        options.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    else:
+        options.update(betas=tuple(solver.BETAS))
     clip = solver.CLIP_GRADIENTS
+    if clip.ENABLED and not (clip.CLIP_VALUE > 0 and clip.NORM_TYPE > 0):
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS: CLIP_VALUE and NORM_TYPE must be positive, got {clip.CLIP_VALUE}, {clip.NORM_TYPE}"
+        )
     if clip.ENABLED and clip.WHOLE_MODEL:
         if clip.CLIP_TYPE != "norm":
             raise ValueError("SOLVER.CLIP_GRADIENTS.WHOLE_MODEL needs CLIP_TYPE 'norm'")

@@ -145,11 +145,14 @@ def epochs_to_iterations(cfg: CfgNode, num_images: int) -> CfgNode:
     cfg.SOLVER.UNIT = "iterations"
     for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
         cfg.SOLVER[key] = int(cfg.SOLVER[key] * per_epoch)
-    cfg.SOLVER.STEPS = tuple(int(step * per_epoch) for step in cfg.SOLVER.STEPS)
-    cfg.SOLVER.WARMUP_FACTOR = 1.0 / max(cfg.SOLVER.WARMUP_ITERS, 1)
-    cfg.WEIGHT_AVERAGING.START = int(cfg.WEIGHT_AVERAGING.START * per_epoch)
-    cfg.WEIGHT_AVERAGING.PERIOD = max(int(cfg.WEIGHT_AVERAGING.PERIOD * per_epoch), 1)
-    cfg.TEST.EVAL_PERIOD = math.ceil(cfg.TEST.EVAL_PERIOD * per_epoch / 200) * 200
+    # By item, which does not count as reading: whether anything uses them is seen later (d2x.config.unread).
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        cfg.SOLVER.STEPS = tuple(int(step * per_epoch) for step in cfg.SOLVER["STEPS"])
+    cfg.SOLVER.WARMUP_FACTOR = 1.0 / max(cfg.SOLVER["WARMUP_ITERS"], 1)
+    averaging = cfg.WEIGHT_AVERAGING
+    averaging.START = int(averaging["START"] * per_epoch)
+    averaging.PERIOD = max(int(averaging["PERIOD"] * per_epoch), 1)
+    cfg.TEST.EVAL_PERIOD = math.ceil(cfg.TEST["EVAL_PERIOD"] * per_epoch / 200) * 200
     logger.info("SOLVER.UNIT epochs: %d iterations an epoch, %d in all", per_epoch, cfg.SOLVER.MAX_ITER)
     if frozen:
         cfg.freeze()

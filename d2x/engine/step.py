@@ -2,15 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.engine import SimpleTrainer
 from torch import Tensor
 
 from d2x.engine.health.step_guard import StepGuard
-
-LossTransform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+from d2x.engine.losses.transform import LossTransform
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -23,9 +22,8 @@ class TrainStep(SimpleTrainer):
         precision: "float32", "float16" (scaled gradients; CUDA only) or "bfloat16".
         accumulate: batches per optimizer step; each loss is divided by it.
         loss_transforms: applied in order to the model's loss dict; the sum of what the last one returns is
-            back-propagated, while the model's own values are what is logged. A transform may have ``state_dict`` and
-            ``load_state_dict``, ``non_finite`` (names of losses it has dealt with, which are then not logged) and
-            ``forbids_step`` (no optimizer step unless another of the accumulated batches allows one).
+            back-propagated, while the model's own values are what is logged. One that forbids the step is heeded
+            unless another of the accumulated batches allows it.
         guard: may forbid the step when something is not finite; None lets detectron2's writer raise.
     """
 
@@ -72,7 +70,7 @@ class TrainStep(SimpleTrainer):
                 if not last and hasattr(self.model, "no_sync"):
                     stack.enter_context(self.model.no_sync())
                 losses, total = self._forward_backward(data)
-            allowed = allowed or not any(getattr(t, "forbids_step", False) for t in self.loss_transforms)
+            allowed = allowed or not any(t.forbids_step for t in self.loss_transforms)
             for name, value in losses.items():
                 logged[name] = logged.get(name, 0) + value.detach() / self.accumulate
             batches.append(data)
@@ -97,11 +95,11 @@ class TrainStep(SimpleTrainer):
             weighted = transform(weighted)
         total = sum(weighted.values()) / self.accumulate
         self.grad_scaler.scale(total).backward()
-        dealt_with = {name for t in self.loss_transforms for name in getattr(t, "non_finite", ())}
+        dealt_with = {name for t in self.loss_transforms for name in t.non_finite}
         return {name: value.detach() for name, value in losses.items() if name not in dealt_with}, total.detach()
 
     def state_dict(self) -> dict:
-        transforms = [t.state_dict() if hasattr(t, "state_dict") else {} for t in self.loss_transforms]
+        transforms = [transform.state_dict() for transform in self.loss_transforms]
         return {
             **super().state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),

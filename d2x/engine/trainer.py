@@ -14,18 +14,20 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from d2x.atomic_files import remove_leftovers, require_writable
 from d2x.checkpoint.files import Checkpointer
 from d2x.checkpoint.hooks import BestCheckpoint, PeriodicCheckpoints
+from d2x.config.unread import unread_settings, watched
 from d2x.data.mapper import make_test_mapper, make_train_mapper
 from d2x.data.sets.training_set import training_records
 from d2x.detectors import get_recipe
 from d2x.engine.compile_blocks import compile_blocks
 from d2x.engine.health.hooks import hooks_of_every_step, hooks_of_results
 from d2x.engine.health.step_guard import DIAGNOSTICS, StepGuard
-from d2x.engine.losses.adaptive_loss import build_loss_transforms
+from d2x.engine.losses.build import build_loss_transforms
 from d2x.engine.optim import build_optimizer
 from d2x.engine.progress import ProgressBar
 from d2x.engine.resume.evaluation import ResumableEvalHook, share_buffers
@@ -58,6 +60,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)  # DefaultTrainer's own constructor fixes the step and the checkpointer
+        cfg = watched(cfg)
         cfg = epochs_to_iterations(cfg, _num_images(cfg) if cfg.SOLVER.UNIT == "epochs" else 0)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         if comm.is_main_process():
@@ -92,6 +95,8 @@ class Trainer(DefaultTrainer):
             ),
         )
         self.register_hooks(self.build_hooks())
+        get_recipe(cfg.MODEL.META_ARCHITECTURE).test_augmentations(cfg)  # for what evaluations will read
+        _name_unread(cfg)
 
     @property
     def seed(self) -> int:
@@ -195,33 +200,45 @@ class Trainer(DefaultTrainer):
         return build_coco_evaluator(cfg, dataset_name, folder)
 
     def build_hooks(self) -> list[HookBase]:
-        """detectron2's hooks, some replaced by ours, with averaged weights applied before they are saved or evaluated.
-
-        Then the recipe's, and last what may end training.
-        """
-        cfg, found, main = self.cfg, super().build_hooks(), comm.is_main_process()
+        """All hooks, in the order in which they act."""
+        cfg, main = self.cfg, comm.is_main_process()
+        recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)
         checkpoints = PeriodicCheckpoints(
             self.checkpointer,
             cfg.SOLVER.CHECKPOINT_PERIOD,
             keep_last=cfg.CHECKPOINT.KEEP_LAST,
             safetensors=cfg.CHECKPOINT.SAFETENSORS,
         )
-        ours = {
-            hooks.PeriodicCheckpointer: lambda hook: checkpoints,
-            hooks.EvalHook: lambda hook: ResumableEvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
-            hooks.PreciseBN: lambda hook: RepeatablePreciseBN(hook, cfg.TEST.PRECISE_BN.NUM_ITER),
-        }
-        found = [ours.get(type(hook), lambda kept: kept)(hook) for hook in found if hook is not None]
-        found.insert(0, SeedEachStep())
-        # what changes with every step comes before the checkpoints, or they would hold its state of the step before
-        after_lr = 1 + next(i for i, hook in enumerate(found) if isinstance(hook, hooks.LRScheduler))
-        found[after_lr:after_lr] = [*([self._averaging] if self._averaging else []), *hooks_of_every_step(cfg)]
-        last = len(found) - 1 if main else len(found)  # the writer stays last
-        extra = get_recipe(cfg.MODEL.META_ARCHITECTURE).extra_hooks(cfg, self)
-        found[last:last] = [*hooks_of_results(cfg, self.checkpointer, self._evaluated_weights), *extra]
-        if cfg.PROGRESS_BAR and main:
-            found.append(ProgressBar())
-        return [*found, StopOnSignal(self.signals, checkpoints if main else None)]
+        return [
+            SeedEachStep(),  # before anything draws a random number
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            # What changes with every step comes before the checkpoints, which would else hold it as of the step before.
+            *([self._averaging] if self._averaging else []),
+            *hooks_of_every_step(cfg),
+            *self._precise_bn(),  # changes the model that is then saved and evaluated
+            *([checkpoints] if main else []),  # before the evaluation, so that a failing one costs nothing
+            ResumableEvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            *hooks_of_results(cfg, self.checkpointer, self._evaluated_weights),  # read what the evaluation has found
+            *recipe.extra_hooks(cfg, self.bare_model),
+            *([hooks.PeriodicWriter(self.build_writers(), period=20)] if main else []),  # after all that logs
+            *([ProgressBar()] if cfg.PROGRESS_BAR and main else []),
+            StopOnSignal(self.signals, checkpoints if main else None),  # last: it saves what the others have done
+        ]
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without the wrapper of data-parallel training."""
+        return getattr(self.model, "module", self.model)
+
+    def _precise_bn(self) -> list[HookBase]:
+        node = self.cfg.TEST.PRECISE_BN
+        if not node.ENABLED or not get_bn_modules(self.model):
+            return []
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0  # a loader of its own, which is read seldom
+        return [RepeatablePreciseBN(cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg), node.NUM_ITER)]
 
     def _evaluated_weights(self) -> contextlib.AbstractContextManager:
         return self._averaging.applied() if self._averaging else contextlib.nullcontext()
@@ -235,6 +252,13 @@ class Trainer(DefaultTrainer):
     def build_writers(self):
         writers = super().build_writers()
         return writers[1:] if self.cfg.PROGRESS_BAR else writers  # the first one prints lines
+
+
+def _name_unread(cfg: CfgNode) -> None:
+    unread = unread_settings(cfg)
+    if unread:
+        settings = ", ".join(f"{key} {value}" for key, value in unread.items())
+        logger.warning("settings that %s does not read with this config: %s", cfg.MODEL.META_ARCHITECTURE, settings)
 
 
 def _log_end(error: BaseException) -> None:

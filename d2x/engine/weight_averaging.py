@@ -10,13 +10,15 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
-def _ramped_ema(decay: float):
-    """EMA whose decay grows with the number of updates, so that the random start is forgotten early."""
+def ramped_decay(decay: float, updates: int) -> float:
+    """Decay of an EMA after so many updates: it grows with them, so that the random start is forgotten early."""
+    return min(decay, (1 + updates) / (10 + updates))
 
+
+def _ramped_ema(decay: float):
     @torch.no_grad()
     def average(averaged: list, current: list, num_averaged) -> None:
-        now = min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
-        get_ema_multi_avg_fn(now)(averaged, current, num_averaged)
+        get_ema_multi_avg_fn(ramped_decay(decay, int(num_averaged)))(averaged, current, num_averaged)
 
     return average
 

@@ -6,6 +6,7 @@ the last one for all. "auto" leaves such data sets to pycocotools, so that numbe
 """
 
 import importlib.util
+import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -14,14 +15,19 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import COCOEvaluator
-from detectron2.utils import comm
+from detectron2.structures import BoxMode, Instances
 from pycocotools.coco import COCO
+from torch import Tensor
 
-from d2x.evaluation.box_columns import BoxColumns, ImageBoxes
+try:
+    import orjson
+except ImportError:  # the same file, some ten times slower
+    orjson = None
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "hotcoco", "pycocotools")
+ImageRows = tuple[int | str, np.ndarray]
 
 
 def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> COCOEvaluator:
@@ -51,32 +57,19 @@ def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> CO
 
 
 class HotCocoEvaluator(COCOEvaluator):
-    """detectron2's ``COCOEvaluator`` for boxes, with detections kept in arrays and hotcoco's statistics.
+    """detectron2's ``COCOEvaluator`` for boxes, with detections kept as tensors and hotcoco's statistics.
 
     Results, tables and ``coco_instances_results.json`` are those of ``COCOEvaluator(tasks=("bbox",))``.
-    ``instances_predictions.pth`` holds the arrays of ``BoxColumns`` as tensors. Masks, keypoints and proposals among
-    the outputs are not looked at.
-
-    Args:
-        dataset_name: registered, in COCO format or to be converted to it in ``output_dir``.
-        output_dir: for the files named above; None for none.
-        distributed: gather the detections of all processes; only the main one returns results.
+    ``instances_predictions.pth`` has the same entries, their "instances" as tensors, see ``box_rows``. Masks, keypoints
+    and proposals among the outputs are not looked at. ``evaluate`` raises ``ValueError`` for a detection in an image,
+    or of a class, that the data set does not have.
     """
-
-    def __init__(self, dataset_name: str, *, output_dir: str | None = None, distributed: bool = True):
-        super().__init__(
-            dataset_name, tasks=("bbox",), distributed=distributed, output_dir=output_dir, use_fast_impl=False
-        )
-        self.reset()
 
     @property
     def has_odd_ids(self) -> bool:
         """Whether pycocotools would give other numbers for the data set, see the head of this module."""
         annotations = self._coco_api.dataset.get("annotations", ())
         return 0 in self._coco_api.anns or len(self._coco_api.anns) < len(annotations)
-
-    def reset(self) -> None:
-        self._images: list[ImageBoxes] = []
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
         """Keep the detections of some images.
@@ -87,40 +80,23 @@ class HotCocoEvaluator(COCOEvaluator):
         """
         for record, output in zip(inputs, outputs):
             if "instances" in output:
-                self._images.append(ImageBoxes.from_instances(record["image_id"], output["instances"]))
+                self._predictions.append({"image_id": record["image_id"], "instances": box_rows(output["instances"])})
 
-    def evaluate(self, img_ids: Iterable[int | str] | None = None) -> dict:
-        """
-        Args:
-            img_ids: images to evaluate on; None for all of the data set.
-
-        Returns:
-            {"bbox": {"AP": per cent, ...}}; empty in other processes than the main one, without any evaluated image,
-            and for a data set without annotations.
-
-        Raises:
-            ValueError: a detection in an image, or of a class, that the data set does not have.
-        """
-        found = BoxColumns.from_images(self._images)
-        if self._distributed:
-            comm.synchronize()
-            parts = comm.gather(found, dst=0)
-            if not comm.is_main_process():
-                return {}
-            found = BoxColumns.join(parts)
-        if not found.image_ids:
-            logger.warning("no predictions to evaluate")
-            return {}
-        categories = self._category_ids(found.classes)
+    def _eval_predictions(self, predictions: Sequence[dict], img_ids: Iterable[int | str] | None = None) -> None:
+        """What ``evaluate`` calls in the main process, with the predictions of all."""
+        rows = torch.cat([one["instances"] for one in predictions]).double().numpy()
+        rows[:, 5] = self._category_ids(rows[:, 5].astype(np.int64))
+        ends = np.cumsum([len(one["instances"]) for one in predictions])
+        found = [(one["image_id"], part) for one, part in zip(predictions, np.split(rows, ends[:-1]))]
         if self._output_dir:
-            self._write(found, categories)
+            write_results(found, os.path.join(self._output_dir, "coco_instances_results.json"))
         if not self._do_evaluation:
             logger.info("the data set has no annotations: nothing to evaluate with")
-            return {}
+            return
         # None is how detectron2 says that there are no detections at all
-        statistics = box_statistics(self._coco_api, found, categories, img_ids) if len(found.scores) else None
+        statistics = box_statistics(self._coco_api, found, img_ids) if len(rows) else None
         class_names = self._metadata.get("thing_classes")
-        return {"bbox": self._derive_coco_results(statistics, "bbox", class_names=class_names)}
+        self._results["bbox"] = self._derive_coco_results(statistics, "bbox", class_names=class_names)
 
     def _category_ids(self, classes: np.ndarray) -> np.ndarray:
         """(N,) contiguous ids to the data set's own."""
@@ -132,22 +108,40 @@ class HotCocoEvaluator(COCOEvaluator):
             raise ValueError(f"{self._metadata.name} has {len(own)} classes, but class {classes.max()} was predicted")
         return own[classes]
 
-    def _write(self, found: BoxColumns, categories: np.ndarray) -> None:
-        os.makedirs(self._output_dir, exist_ok=True)
-        torch.save(found.tensors(), os.path.join(self._output_dir, "instances_predictions.pth"))
-        with open(os.path.join(self._output_dir, "coco_instances_results.json"), "wb") as file:
-            file.writelines(found.coco_json(categories))
+
+def box_rows(instances: Instances) -> Tensor:
+    """(n, 6) on the CPU, a detection a row: x, y, w, h in px, score, contiguous class id."""
+    # in the precision of the boxes, as detectron2 does it, or the last bit of a width would differ
+    boxes = BoxMode.convert(instances.pred_boxes.tensor.detach(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+    return torch.column_stack([boxes, instances.scores.detach(), instances.pred_classes.float()]).cpu()
 
 
-def box_statistics(
-    ground_truth: COCO, found: BoxColumns, categories: np.ndarray, img_ids: Iterable[int | str] | None = None
-):
+def write_results(found: Sequence[ImageRows], path: str) -> None:
+    """Write a json in COCO's result format, an entry a detection, image by image.
+
+    Args:
+        found: (image id, (n, 6) as in ``box_rows`` but with the data set's category ids).
+    """
+    dumps = orjson.dumps if orjson else lambda entries: json.dumps(entries).encode()
+    with open(path, "wb") as file:
+        separator = b"["
+        for image_id, rows in found:
+            if len(rows):
+                entries = [
+                    {"image_id": image_id, "category_id": int(category), "bbox": box, "score": score}
+                    for *box, score, category in rows.tolist()
+                ]
+                file.write(separator + dumps(entries)[1:-1])
+                separator = b","
+        file.write(b"[]" if separator == b"[" else b"]")
+
+
+def box_statistics(ground_truth: COCO, found: Sequence[ImageRows], img_ids: Iterable[int | str] | None = None):
     """COCO's evaluation of boxes, with its default thresholds, areas and limits, summarised on standard output.
 
     Args:
         ground_truth: pycocotools' form of the data set. Image ids may be texts.
-        found: at least one detection.
-        categories: (N,) their category ids in the data set.
+        found: as for ``write_results``; at least one detection in all.
         img_ids: images to evaluate on; None for all.
 
     Returns:
@@ -161,11 +155,11 @@ def box_statistics(
 
     numbers = {image_id: number for number, image_id in enumerate(sorted(ground_truth.imgs), start=1)}
     try:
-        images = np.array([numbers[image_id] for image_id in found.image_ids])[found.images]
+        images = np.repeat([numbers[image_id] for image_id, _ in found], [len(rows) for _, rows in found])
     except KeyError as error:
         raise ValueError(f"there are predictions for image {error}, which the data set does not have") from None
     truth = _with_numbers(ground_truth, numbers)
-    detections = truth.load_res(np.column_stack([images, found.boxes, found.scores, categories]).astype(np.float64))
+    detections = truth.load_res(np.column_stack([images, np.concatenate([rows for _, rows in found])]))
     statistics = hotcoco.COCOeval(truth, detections, "bbox")
     if img_ids is not None:
         statistics.params.img_ids = [numbers[image_id] for image_id in img_ids if image_id in numbers]

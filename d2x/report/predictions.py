@@ -6,9 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
+
+from d2x.data.images import read_image
 
 
 def draw_instances(
@@ -46,7 +47,7 @@ def draw_prediction_grid(
     step = max(len(records) // images, 1)
     pairs = []
     for record in records[::step][:images]:
-        image = read_image(record["file_name"], "RGB")
+        image = read_image(record["file_name"])
         scale = cell / image.shape[1]
         truth = draw_ground_truth(image, record, metadata, scale)
         found = draw_instances(image, predict(image), metadata, threshold, scale)

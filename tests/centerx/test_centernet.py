@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 import centerx
 from centerx.centernet import CenterNet
 from centerx.predictions import CenterPredictions
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 
 
 def tiny_cfg(**changes):

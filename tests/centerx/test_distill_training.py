@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import centerx  # noqa: F401  (registers its models and recipe)
-from d2x.config.load import load_cfg, prepare_data
+from d2x.config.load import load_cfg
+from d2x.data.prepare import prepare_data
 from d2x.engine.trainer import Trainer
 
 CONFIG = Path(__file__).resolve().parents[2] / "projects/CenterX/configs/quickstart.yaml"

@@ -8,7 +8,7 @@ from detectron2.utils.events import EventStorage
 import centerx  # noqa: F401
 from centerx.distill.teachers import Teacher
 from centerx.distill.terms import DistillationLoss
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 
 from .distillation_parts import make_batch, make_spec, make_teacher
 

@@ -6,10 +6,12 @@ import torch
 from detectron2.data import transforms as T
 from torch import nn
 
-from centerx import recipe
+from centerx.recipe import CenterXRecipe
 from centerx.resize import FitInto, fitted_size
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 from d2x.detectors import class_count, set_class_count
+
+recipe = CenterXRecipe()
 
 
 def names(augmentations):

@@ -9,9 +9,9 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from d2x.data import fast_decode, fast_resize
-from d2x.data.fast_decode import decode_plain_jpeg, read_pixels
+from d2x.data import fast_resize, images
 from d2x.data.fast_resize import FastResizeTransform, Resize, ResizeShortestEdge
+from d2x.data.images import decode_plain_jpeg
 
 ORIENTATION = 0x0112
 
@@ -68,14 +68,14 @@ def test_everyday_jpegs_have_the_same_pixels(written, kind, colour_order):
     fast = decode_plain_jpeg(path, colour_order)
     assert fast is not None and fast.dtype == np.uint8
     np.testing.assert_array_equal(fast, read_image(path, colour_order))
-    np.testing.assert_array_equal(read_pixels(path, colour_order), fast)
+    np.testing.assert_array_equal(images.read_image(path, colour_order), fast)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_jpegs_are_left_to_pillow(written, kind):
     path = written(OTHERS[kind])
     assert decode_plain_jpeg(path, "RGB") is None
-    np.testing.assert_array_equal(read_pixels(path, "RGB"), read_image(path, "RGB"))
+    np.testing.assert_array_equal(images.read_image(path, "RGB"), read_image(path, "RGB"))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "LA", "I;16"])
@@ -84,13 +84,13 @@ def test_other_formats_are_left_to_pillow(tmp_path, mode):
     path = str(tmp_path / "image.jpg")  # the name says nothing
     (image if mode == "I;16" else image.convert(mode)).save(path, "PNG")
     assert decode_plain_jpeg(path, "RGB") is None
-    np.testing.assert_array_equal(read_pixels(path, "RGB"), read_image(path, "RGB"))
+    np.testing.assert_array_equal(images.read_image(path, "RGB"), read_image(path, "RGB"))
 
 
 @pytest.mark.parametrize("image_format", [None, "L", "YUV-BT.601"])
 def test_other_colour_spaces_are_left_to_pillow(written, image_format):
     path = written(PLAIN["4:2:0"])
-    np.testing.assert_array_equal(read_pixels(path, image_format), read_image(path, image_format))
+    np.testing.assert_array_equal(images.read_image(path, image_format), read_image(path, image_format))
 
 
 @pytest.mark.parametrize("keep", [3, 20, 200, -400, -2])
@@ -100,7 +100,7 @@ def test_cut_off_files_are_judged_by_pillow(written, keep):
     results = []
     for fast in (True, False):
         try:
-            results.append(read_pixels(path, "RGB", fast=fast).tolist())
+            results.append(images.read_image(path, "RGB", fast=fast).tolist())
         except ValueError as error:
             results.append(str(error))
     assert results[0] == results[1]
@@ -111,21 +111,21 @@ def test_damaged_pixels_are_judged_by_pillow(written):
     data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
     path = written(bytes(data))
     assert decode_plain_jpeg(path, "RGB") is None
-    np.testing.assert_array_equal(read_pixels(path, "RGB"), read_image(path, "RGB"))
+    np.testing.assert_array_equal(images.read_image(path, "RGB"), read_image(path, "RGB"))
 
 
 def test_what_is_no_file(tmp_path):
     for path in (tmp_path, tmp_path / "none.jpg"):
         assert decode_plain_jpeg(path, "RGB") is None
-        with pytest.raises(ValueError):
-            read_pixels(path, "RGB")
+        with pytest.raises((ValueError, FileNotFoundError), match="image"):
+            images.read_image(path, "RGB")
 
 
 def test_without_the_library(written, monkeypatch):
     path = written(PLAIN["4:2:0"])
-    monkeypatch.setattr(fast_decode, "simplejpeg", None)
+    monkeypatch.setattr(images, "simplejpeg", None)
     assert decode_plain_jpeg(path, "RGB") is None
-    np.testing.assert_array_equal(read_pixels(path, "RGB"), read_image(path, "RGB"))
+    np.testing.assert_array_equal(images.read_image(path, "RGB"), read_image(path, "RGB"))
 
 
 needs_kernel = pytest.mark.skipif(not fast_resize._HAS_KERNEL, reason="no vectorised kernel here: Pillow resizes")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2x.data.check.clean_copy import gather, write_members
 from d2x.data.index import json_stream
-from d2x.data.index.json_stream import iterate_members, read_members
+from d2x.data.index.clean_copy import write_members
+from d2x.data.index.json_stream import Member, read_members
 
 LISTS = ("images", "annotations")
 values = st.recursive(
@@ -17,6 +17,18 @@ values = st.recursive(
     max_leaves=12,
 )
 documents = st.dictionaries(st.sampled_from(["images", "annotations", "info", "é", 'a"b']), values)
+
+
+def gather(members) -> dict:
+    """The object whose members these are."""
+    content = {}
+    for key, position, value in members:
+        if position < 0:
+            content[key] = value
+        else:
+            assert position == len(content[key])
+            content[key].append(value)
+    return content
 
 
 @settings(max_examples=150, deadline=None)
@@ -35,7 +47,12 @@ def test_any_object_cut_anywhere(tmp_path_factory, document, chunk, indent, asci
 @given(documents)
 def test_written_by_elements(tmp_path_factory, document):
     path = tmp_path_factory.getbasetemp() / "written.json"
-    write_members(iterate_members(document, LISTS), path)
+    members = []
+    for key, value in document.items():
+        by_elements = key in LISTS and isinstance(value, list)
+        members.append(Member(key, -1, [] if by_elements else value))
+        members += [Member(key, i, element) for i, element in enumerate(value)] if by_elements else []
+    write_members(members, path)
     assert json.loads(path.read_text()) == document
 
 

@@ -12,7 +12,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 from d2x.data.augment import BoxCentreCrop
 from d2x.data.mapper import MAX_BAD_IN_A_ROW, BadImageError, make_test_mapper, make_train_mapper
 
@@ -59,7 +59,7 @@ def test_fast_decoding_follows_the_config(record, monkeypatch):
         asked.append((image_format, fast))
         return np.zeros((40, 60, 3), np.uint8)
 
-    monkeypatch.setattr("d2x.data.mapper.read_pixels", read)
+    monkeypatch.setattr("d2x.data.mapper.read_image", read)
     cfg = make_cfg()
     for fast in (True, False):
         cfg.INPUT.FAST_DECODE = fast

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tra
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 from d2x.data.mapper import make_train_mapper
 from d2x.data.sets.merged import register_image_folder, register_merged
 

@@ -7,7 +7,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from PIL import Image
 
 import centerx  # noqa: F401
-from d2x.config.load import get_base_cfg, load_cfg, prepare_data
+from d2x.config.keys import get_base_cfg
+from d2x.config.load import load_cfg
+from d2x.data.prepare import prepare_data
 from d2x.data.sets.sources import join_sources
 
 

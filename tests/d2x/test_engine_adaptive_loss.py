@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2x.config.keys import add_d2x_config
-from d2x.engine.losses.adaptive_loss import AdaptiveLoss, build_loss_transforms
+from d2x.engine.losses.adaptive_loss import AdaptiveLoss
+from d2x.engine.losses.build import build_loss_transforms
 from d2x.engine.losses.loss_guard import LossGuard
 from d2x.engine.step import TrainStep
 

@@ -5,6 +5,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from d2x.engine.losses.transform import LossTransform
 from d2x.engine.step import TrainStep
 
 
@@ -35,9 +36,14 @@ def test_accumulated_batches_equal_one_large_batch():
     assert logged["total_loss"][0] == pytest.approx((1 + 4 + 9 + 16) / 4)
 
 
+class Doubled(LossTransform):
+    def __call__(self, losses):
+        return {name: 2 * value for name, value in losses.items()}
+
+
 def test_transform_scales_the_gradient_but_not_the_log():
     plain, logged = one_step([[1.0]])
-    doubled, logged_doubled = one_step([[1.0]], loss_transforms=[lambda d: {k: 2 * v for k, v in d.items()}])
+    doubled, logged_doubled = one_step([[1.0]], loss_transforms=[Doubled()])
     assert 1 - doubled == pytest.approx(2 * (1 - plain))
     assert logged["total_loss"][0] == logged_doubled["total_loss"][0]
 

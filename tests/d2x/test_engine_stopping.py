@@ -13,7 +13,8 @@ import centerx  # noqa: F401
 from benchmarks.tiny_run import CONFIGS, SMALL, SOLVER
 from d2x.checkpoint.fingerprint import differences
 from d2x.checkpoint.hooks import PeriodicCheckpoints
-from d2x.config.load import load_cfg, prepare_data
+from d2x.config.load import load_cfg
+from d2x.data.prepare import prepare_data
 from d2x.engine.trainer import Trainer
 
 COUNTING = (

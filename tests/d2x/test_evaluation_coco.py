@@ -11,10 +11,9 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from detectron2.structures import Boxes, Instances
 
-from d2x.config.load import get_base_cfg
-from d2x.evaluation import box_columns
-from d2x.evaluation.box_columns import BoxColumns, ImageBoxes
-from d2x.evaluation.coco import HotCocoEvaluator, box_statistics, build_coco_evaluator
+from d2x.config.keys import get_base_cfg
+from d2x.evaluation import coco
+from d2x.evaluation.coco import HotCocoEvaluator, box_rows, box_statistics, build_coco_evaluator, write_results
 
 NAME = "evaluation_test"
 CATEGORIES = {3: "dog", 7: "cat", 8: "cow", 90: "owl"}  # with gaps; owls have neither annotations nor detections
@@ -101,14 +100,15 @@ def test_results_and_files_are_those_of_detectron2(world, tmp_path, seed):
 
 
 @pytest.mark.parametrize("options", [{}, {"text_ids": True}], ids=str)
-def test_twelve_numbers_and_every_precision(world, options):
+def test_twelve_numbers_and_every_precision(world, tmp_path, options):
     world = world(7, **options)
     evaluator = HotCocoEvaluator(NAME)
-    world.results(evaluator)
-    found = BoxColumns.from_images(evaluator._images)
-    categories = np.array(list(CATEGORIES))[found.classes]
-    ours = box_statistics(evaluator._coco_api, found, categories)
-    rows = json.loads(b"".join(found.coco_json(categories)))
+    found = [(image_id, box_rows(output).double().numpy()) for image_id, output in zip(world.ids, world.outputs)]
+    for _, rows in found:
+        rows[:, 5] = np.array(list(CATEGORIES))[rows[:, 5].astype(int)]
+    ours = box_statistics(evaluator._coco_api, found)
+    write_results(found, str(tmp_path / "results.json"))
+    rows = json.loads((tmp_path / "results.json").read_text())
     theirs = _evaluate_predictions_on_coco(evaluator._coco_api, rows, "bbox")
     assert len(ours.stats) == 12
     np.testing.assert_array_equal(ours.stats, theirs.stats)
@@ -158,9 +158,11 @@ def test_no_detections_are_not_a_number(world):
 def test_nothing_evaluated(world, caplog):
     world()
     evaluator = HotCocoEvaluator(NAME)
-    with caplog.at_level(logging.WARNING):
-        assert evaluator.evaluate() == {}
-    assert "no predictions" in caplog.text
+    evaluator.reset()
+    evaluator._logger.addHandler(caplog.handler)  # detectron2's logger may pass nothing on
+    assert evaluator.evaluate() == {}
+    evaluator._logger.removeHandler(caplog.handler)
+    assert "Did not receive valid predictions" in caplog.text
 
 
 def test_no_annotations(world, tmp_path):
@@ -193,25 +195,34 @@ def test_saved_detections_load_without_pickled_code(world, tmp_path):
     world = world()
     world.results(HotCocoEvaluator(NAME, output_dir=str(tmp_path)))
     saved = torch.load(tmp_path / "instances_predictions.pth", weights_only=True)
-    assert saved["image_ids"] == world.ids
-    assert saved["counts"].tolist() == [len(output) for output in world.outputs]
-    assert saved["boxes"].shape == (sum(saved["counts"]), 4)
+    assert [one["image_id"] for one in saved] == world.ids
+    assert [one["instances"].shape for one in saved] == [(len(output), 6) for output in world.outputs]
+    assert torch.equal(saved[0]["instances"][:, 4], world.outputs[0].scores)
 
 
 @pytest.mark.parametrize("library", ["orjson", "json"])
-def test_result_file_in_pieces(monkeypatch, library):
-    monkeypatch.setattr(box_columns, "_ROWS_AT_A_TIME", 2)
+def test_result_file_image_by_image(tmp_path, monkeypatch, library):
     if library == "json":
-        monkeypatch.setattr(box_columns, "orjson", None)
-    box = torch.tensor([[1.0, 2.0, 4.5, 9.0]])
-    images = [ImageBoxes(n, box.repeat(n, 1), torch.full((n,), 0.1), torch.full((n,), n)) for n in (0, 2, 3)]
-    columns = BoxColumns.join([BoxColumns.from_images(images[:2]), BoxColumns.from_images(images[2:])])
-    rows = json.loads(b"".join(columns.coco_json(columns.classes + 10)))
+        monkeypatch.setattr(coco, "orjson", None)
+    images = []
+    for n in (0, 2, 0, 3):
+        found = Instances((160, 200), pred_boxes=Boxes(torch.tensor([[1.0, 2.0, 4.5, 9.0]]).repeat(n, 1)))
+        found.scores, found.pred_classes = torch.full((n,), 0.1), torch.full((n,), 10 + n)
+        images.append((n, box_rows(found).double().numpy()))
+    write_results(images, str(tmp_path / "results.json"))
     score = float(np.float32(0.1))
-    assert rows == [
+    assert json.loads((tmp_path / "results.json").read_text()) == [
         {"image_id": n, "category_id": 10 + n, "bbox": [1, 2, 3.5, 7], "score": score} for n in (2, 2, 3, 3, 3)
     ]
-    assert b"".join(BoxColumns.from_images(images[:1]).coco_json(np.empty(0))) == b"[]"
+    write_results(images[:1], str(tmp_path / "results.json"))
+    assert (tmp_path / "results.json").read_bytes() == b"[]"
+
+
+def test_half_precision_keeps_every_class():
+    found = Instances((160, 200), pred_boxes=Boxes(torch.tensor([[1.0, 2.0, 4.5, 9.0]])))
+    found.pred_boxes.tensor = found.pred_boxes.tensor.bfloat16()
+    found.scores, found.pred_classes = torch.tensor([0.5]).bfloat16(), torch.tensor([1203])  # LVIS has as many
+    assert box_rows(found).tolist() == [[1, 2, 3.5, 7, 0.5, 1203]]
 
 
 def test_choice_of_evaluator(world, tmp_path, monkeypatch, caplog):

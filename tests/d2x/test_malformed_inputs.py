@@ -20,10 +20,11 @@ from torch import nn
 from benchmarks.malformed.__main__ import main, run_case, run_cases
 from benchmarks.malformed.inputs import QUICKSTART, VALUES, Case
 from d2x.checkpoint.files import Checkpointer
-from d2x.config.load import get_base_cfg, load_cfg, prepare_data
-from d2x.config.values import _flat as flat_items
+from d2x.config.keys import flat_items, get_base_cfg
+from d2x.config.load import load_cfg
+from d2x.data.images import decode
 from d2x.data.mapper import make_test_mapper, make_train_mapper
-from d2x.data.rules.image_files import decode
+from d2x.data.prepare import prepare_data
 from d2x.data.sets.crowd_human import read_crowd_human
 from d2x.data.sets.wider_face import parse_wider_face
 from d2x.engine.trainer import Trainer
@@ -122,7 +123,7 @@ def test_as_a_command(capsys):
 
 # What a run of the quick start reads, and words that are no key.
 READ = ("DATASETS.", "DATALOADER.", "INPUT.", "SOLVER.", "MODEL.CENTERNET.", "MODEL.BACKBONE.", "SEED", "VERSION")
-KEYS = [key for key, _ in flat_items(get_base_cfg()) if key.startswith(READ)]
+KEYS = [key for key, _ in flat_items(load_cfg(str(QUICKSTART))) if key.startswith(READ)]
 KEYS += ["--resume", "SOLVER", "SOLVER.BASE_LR.X", "X.Y", "", ".", "_BASE_", "SOLVER..BASE_LR"]
 TEXTS = ["(" * 10, "[1,", "{'a': 1}", "None", "()", "('x',)", "1e999", "-1", "0", "nan", "True", "''"]
 PAIRS = st.tuples(st.sampled_from(KEYS) | st.text(), st.sampled_from(TEXTS) | VALUES.map(repr))

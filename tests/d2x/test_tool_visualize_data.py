@@ -56,7 +56,7 @@ def test_a_picture_of_each_image_with_augmented_samples(mine, tmp_path):
 
 
 def test_an_unreadable_image_is_reported_and_left_out(mine, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("d2x.data.check.validation.DECODE_UP_TO", 0)
+    monkeypatch.setattr("d2x.data.rules.image_files.DECODE_UP_TO", 0)
     (tmp_path / "images" / "1.png").write_bytes(b"no image")
     output = main([*mine, "--output", str(tmp_path / "grid.png")])
     captured = capsys.readouterr()
@@ -66,7 +66,7 @@ def test_an_unreadable_image_is_reported_and_left_out(mine, tmp_path, capsys, mo
 
 
 def test_a_data_set_with_no_readable_image_is_an_error(mine, tmp_path, monkeypatch):
-    monkeypatch.setattr("d2x.data.check.validation.DECODE_UP_TO", 0)
+    monkeypatch.setattr("d2x.data.rules.image_files.DECODE_UP_TO", 0)
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"no image")
     with pytest.raises(ValueError, match="none of 3 images could be drawn; the first: .*0.png"):

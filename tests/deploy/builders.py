@@ -11,7 +11,8 @@ from torch import nn
 
 import centerx  # noqa: F401  (registers its models and recipe)
 import plain_detr  # noqa: F401
-from d2x.config.load import load_cfg, prepare_classes
+from d2x.config.load import load_cfg
+from d2x.data.prepare import prepare_classes
 from d2x.deploy.check import DEFAULT, Comparison, compare, merge
 from d2x.deploy.evaluate import to_detections
 from d2x.inference.predictor import Predictor

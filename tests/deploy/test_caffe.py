@@ -10,6 +10,7 @@ from torch import nn
 
 from d2x.deploy import load
 from d2x.deploy.check import Tolerance
+from d2x.deploy.export import ExportOptions, export_model
 from d2x.deploy.exporters.caffe_layers import translate
 from d2x.deploy.exporters.caffe_proto import NetParameter
 
@@ -76,6 +77,19 @@ def test_layers(module, size, tmp_path):
 def test_what_caffe_has_no_layer_for_is_named(tmp_path):
     with pytest.raises(ValueError, match="Caffe has no layer for (HardSwish|HardSigmoid|Erf|Gelu|Pow|Constant.*|Div)"):
         run_in_caffe(nn.Sequential(nn.Hardswish()), torch.randn(1, 3, 4, 4), tmp_path)
+
+
+def test_opencv_without_an_importer_is_said_in_one_line(export, tmp_path, monkeypatch):
+    """OpenCV 5 has none: neither the export's check nor a finished export can run there."""
+    cfg = tiny_centerx(tmp_path)
+    folder = export(cfg, "caffe", size=(64, 64))
+    monkeypatch.delattr(cv2.dnn, "readNetFromCaffe")
+    what = r"^OpenCV \S+ has no importer of Caffe models: pip install 'plain-detectors\[caffe\]'$"
+    with pytest.raises(ValueError, match=what):
+        load(folder)
+    with pytest.raises(ValueError, match=what):
+        export_model(cfg, tmp_path / "again", ExportOptions("caffe", size=(64, 64)))
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize(

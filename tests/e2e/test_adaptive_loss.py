@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import plain_detr  # noqa: F401
-from d2x.config.load import load_cfg, prepare_data
+from d2x.config.load import load_cfg
+from d2x.data.prepare import prepare_data
 from d2x.engine.trainer import Trainer
 
 CONFIG = Path(__file__).resolve().parents[2] / "projects/PlainDETR/configs/quickstart.yaml"

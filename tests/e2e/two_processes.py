@@ -21,7 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 import centerx  # noqa: F401
 import plain_detr  # noqa: F401
 from benchmarks.tiny_run import CONFIGS, SMALL, SOLVER
-from d2x.config.load import load_cfg, prepare_data
+from d2x.config.load import load_cfg
+from d2x.data.prepare import prepare_data
 from d2x.data.sets.coco_json import register_coco_json
 from d2x.data.sets.shapes import ShapesSpec, generate_shapes
 from d2x.engine.health.step_guard import StepGuard

@@ -6,13 +6,13 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from centerx import recipe
 from centerx.checkpoint_keys import convert
 from centerx.config import add_centerx_config
 from centerx.deform_conv import SelfDeformConv
+from centerx.recipe import CenterXRecipe
 from centerx.upsample_neck import UpsampleStage, make_upsampler
 from d2x.backbones.torchvision import TorchvisionResNet
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 
 from .centerx_parts import load_released, model_for, released_regnet, released_state
 from .golden import cases, folder, load
@@ -216,7 +216,7 @@ def test_learning_rate_and_decay_of_every_parameter(case):
     names = convert(released_state(golden)).renamed
     of = {
         id(parameter): (group["lr"], group["weight_decay"])
-        for group in recipe.param_groups(cfg, model)
+        for group in CenterXRecipe().param_groups(cfg, model)
         for parameter in group["params"]
     }
     parameters = dict(model.named_parameters())

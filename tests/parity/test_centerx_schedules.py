@@ -5,7 +5,7 @@ import torch
 from detectron2.engine import TrainerBase
 from torch import nn
 
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 from d2x.engine.schedules import AveragingCycleLR, WarmupFlatCosineLR, epochs_to_iterations
 from d2x.engine.weight_averaging import WeightAveraging
 

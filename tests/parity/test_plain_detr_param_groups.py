@@ -9,7 +9,8 @@ from detectron2.config import CfgNode
 
 import plain_detr  # noqa: F401
 from d2x.backbones.layer_decay import param_groups, param_groups_from_cfg
-from d2x.config.load import get_base_cfg, load_cfg
+from d2x.config.keys import get_base_cfg
+from d2x.config.load import load_cfg
 from plain_detr import PlainDETR
 from plain_detr.checkpoint_keys import convert
 from tests.parity.golden import cases, load

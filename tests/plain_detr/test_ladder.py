@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.ladder import RUNGS, Result, main, overrides, parse_args, write_table
-from d2x.config.load import get_base_cfg
+from d2x.config.keys import get_base_cfg
 from tests.plain_detr.builders import tiny_config
 
 

@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from d2x.data.check.clean_copy import Cleaning
 from d2x.data.check.oddities import bad_ids, note_oddities, partly_outside, repeated, same_file
+from d2x.data.index.clean_copy import Cleaning
 from d2x.data.index.json_stream import read_members
 from d2x.data.index.scan import LISTS, Annotations, Images, Scan, scan_coco
 from d2x.data.rules import problems as kinds
@@ -38,8 +38,8 @@ class CheckedSet:
 
     @property
     def usable(self) -> bool:
-        found = self.scan.annotations
-        return not self.scan.faults and len(self.scan.images) > 0 and (found is None or bool(found.keep.any()))
+        scan = self.scan
+        return not scan.faults and len(scan.images) > 0 and (not scan.labelled or bool(scan.annotations.keep.any()))
 
     @property
     def clean(self) -> bool:
@@ -119,8 +119,6 @@ def make_cleaning(checked: CheckedSet, leaks: np.ndarray | None = None) -> Clean
     keep_images = np.zeros_like(scan.keep_images)
     keep_images[images.position[own & used]] = True
     moved = {images.ids[i]: images.ids[first[i]] for i in np.flatnonzero(used & ~own)}
-    if found is None:
-        return Cleaning(keep_images, None, False, moved)
     keep = found.keep.copy()
     keep[keep] = used[found.image[keep]]
     kept = Annotations(found.image, found.category, found.boxes.copy(), found.crowd, found.ids, keep)
@@ -155,15 +153,12 @@ def _keep_images(scan: Scan, good: np.ndarray) -> None:
     images, found = scan.images, scan.annotations
     scan.keep_images[images.position[~good]] = False
     number = np.where(good, np.cumsum(good) - 1, -1).astype(np.int32)
-    if found is not None:
-        left_out = found.keep.copy()
-        left_out[found.keep] = ~good[found.image[found.keep]]
-        positions = np.flatnonzero(left_out)
-        named = ((found.name(i), {"position": i}) for i in positions.tolist())
-        scan.problems.add_many(kinds.OF_LEFT_OUT_IMAGES, len(positions), named)
-        found.keep &= ~left_out
-        found.image[found.keep] = number[found.image[found.keep]]
-        found.image[~found.keep] = -1
+    left_out = found.keep.copy()
+    left_out[found.keep] = ~good[found.image[found.keep]]
+    scan.problems.add_where(kinds.OF_LEFT_OUT_IMAGES, left_out, found.name)
+    found.keep &= ~left_out
+    found.image[found.keep] = number[found.image[found.keep]]
+    found.image[~found.keep] = -1
     chosen = np.flatnonzero(good)
     scan.images = Images(
         ids=[images.ids[i] for i in chosen],

@@ -25,7 +25,7 @@ def as_text(checked: CheckedSet) -> str:
     usable = _sizes(checked)
     lines.append(
         f"{scan.json_file}: usable are {usable['images']} of {len(scan.keep_images)} images, {usable['annotations']} of"
-        f" {_total(checked)} annotations, {len(scan.categories)} categories"
+        f" {len(scan.annotations.keep)} annotations, {len(scan.categories)} categories"
     )
     return "\n".join(lines)
 
@@ -40,7 +40,7 @@ def as_json(checked: CheckedSet) -> dict[str, Any]:
         "usable": checked.usable,
         "clean": checked.clean,
         "faults": scan.faults,
-        "records": {"images": len(scan.keep_images), "annotations": _total(checked)},
+        "records": {"images": len(scan.keep_images), "annotations": len(scan.annotations.keep)},
         "usable_records": _sizes(checked),
         "categories": _categories(checked),
         "problems": [
@@ -50,24 +50,14 @@ def as_json(checked: CheckedSet) -> dict[str, Any]:
     }
 
 
-def _total(checked: CheckedSet) -> int:
-    found = checked.scan.annotations
-    return 0 if found is None else len(found.keep)
-
-
 def _sizes(checked: CheckedSet) -> dict[str, int]:
-    found = checked.scan.annotations
-    return {
-        "images": len(checked.scan.images),
-        "annotations": 0 if found is None else int(np.count_nonzero(found.keep)),
-    }
+    scan = checked.scan
+    return {"images": len(scan.images), "annotations": int(np.count_nonzero(scan.annotations.keep))}
 
 
 def _categories(checked: CheckedSet) -> list[dict]:
     scan, found = checked.scan, checked.scan.annotations
-    counts = np.zeros(len(scan.categories), dtype=int)
-    if found is not None:
-        counts = np.bincount(found.category[found.keep], minlength=len(scan.categories))
+    counts = np.bincount(found.category[found.keep], minlength=len(scan.categories))
     return [
         {"id": category["id"], "name": category["name"], "annotations": int(count)}
         for category, count in zip(scan.categories, counts)

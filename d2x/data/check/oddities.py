@@ -58,7 +58,7 @@ def note_oddities(scan: Scan, first_image: np.ndarray, problems: Problems) -> No
     again = np.flatnonzero(first_image != np.arange(len(images)))
     again_names = ((f"image {images.file_names[i]}, id {images.ids[i]}", {}) for i in again)
     problems.add_many(kinds.NAME_REPEATED, len(again), again_names)
-    if found is None:
+    if not scan.labelled:
         return
 
     def add(which: np.ndarray, kind: str, with_box: bool = False) -> None:
@@ -68,9 +68,7 @@ def note_oddities(scan: Scan, first_image: np.ndarray, problems: Problems) -> No
             width, height = images.width[found.image[i]], images.height[found.image[i]]
             return f", bbox {found.boxes[i].tolist()}, image {width} x {height}"
 
-        positions = np.flatnonzero(which)
-        named = ((found.name(i) + more(i), {"position": i}) for i in positions.tolist())
-        problems.add_many(kind, len(positions), named)
+        problems.add_where(kind, which, lambda i: found.name(i) + more(i))
 
     add(partly_outside(found, images), kinds.BOX_PARTLY_OUTSIDE, with_box=True)
     add(bad_ids(found), kinds.ANNOTATION_BAD_ID)

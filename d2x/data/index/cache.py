@@ -8,17 +8,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from iopath.common.file_io import file_lock
 from portalocker import LockException
 
 from d2x.atomic_files import cache_dir
-from d2x.data.check.clean_copy import clean_members, cleaning_of, write_members
-from d2x.data.check.validation import image_files_for, require_usable
+from d2x.data.index.clean_copy import clean_members, cleaning_of, write_members
 from d2x.data.index.coco_index import CocoIndex, DamagedIndexError
 from d2x.data.index.json_stream import read_members
 from d2x.data.index.scan import LISTS, Scan, scan_coco
-from d2x.data.rules.image_files import ImageFiles
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +42,7 @@ def open_index(
 
     Raises:
         FileNotFoundError: json or image folder does not exist.
-        ValueError: see ``read_members`` and ``require_usable``.
+        ValueError: see ``read_members`` and ``Scan.require_usable``.
     """
     if not os.path.isfile(json_file):
         raise FileNotFoundError(f"annotation file not found: {json_file}")
@@ -115,25 +112,17 @@ def _read(path: Path, key: str) -> CocoIndex | None:
 
 
 def _make(json_file: str, image_root: str, need_images: bool, key: str) -> CocoIndex:
-    made: list[ImageFiles] = []
-
-    def files_for(count: int) -> ImageFiles:
-        made.append(image_files_for(count))
-        return made[0]
-
-    scan = scan_coco(
-        read_members(json_file, LISTS), json_file, image_root, files_for=files_for if need_images else None
-    )
-    require_usable(scan)
+    scan = scan_coco(read_members(json_file, LISTS), json_file, image_root, need_images=need_images)
+    scan.require_usable()
     usable = json_file if scan.usable_as_it_is or not need_images else str(_write_copy(scan, key))
-    folders = {folder: _changed(folder) for files in made for folder in files.folders}
+    folders = {folder: _changed(folder) for folder in scan.folders}
     summary = scan.problems.summary() if scan.problems else ""
     return CocoIndex.from_scan(scan, key=key, json_file=usable, summary=summary, folders=folders)
 
 
 def _write_copy(scan: Scan, key: str) -> Path:
-    keep = [scan.keep_images, scan.annotations.keep if scan.annotations is not None else np.empty(0)]
-    digest = hashlib.sha256(key.encode() + b"".join(which.tobytes() for which in keep)).hexdigest()[:16]
+    kept = scan.keep_images.tobytes() + scan.annotations.keep.tobytes()
+    digest = hashlib.sha256(key.encode() + kept).hexdigest()[:16]
     copy = cache_dir() / "cleaned" / f"{Path(scan.json_file).stem}-{digest}.json"
     if not copy.exists():
         try:

@@ -61,16 +61,16 @@ class CocoIndex:
     @classmethod
     def from_scan(cls, scan: Scan, **header: Any) -> "CocoIndex":
         images, found = scan.images, scan.annotations
-        kept = np.flatnonzero(found.keep) if found is not None else np.empty(0, np.int64)
-        image = found.image[kept] if found is not None else np.empty(0, np.int32)
+        kept = np.flatnonzero(found.keep)
+        image = found.image[kept]
         order = kept[np.argsort(image, kind="stable")]
         counts = np.bincount(image, minlength=len(images))
         arrays = {
             "size": np.stack([images.height, images.width], axis=1),
             "first": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            "box": found.boxes[order] if found is not None else np.empty((0, 4)),
-            "category": found.category[order] if found is not None else np.empty(0, np.int32),
-            "crowd": found.crowd[order] if found is not None else np.empty(0, np.uint8),
+            "box": found.boxes[order],
+            "category": found.category[order],
+            "crowd": found.crowd[order],
         }
         arrays["file_text"], arrays["file_text_end"] = _pack(images.file_names)
         if images.ids and isinstance(images.ids[0], str):
@@ -118,6 +118,14 @@ class CocoIndex:
     def __reduce__(self):
         """A process that is started anew maps the file again instead of being sent its content."""
         return (CocoIndex.open, (self.path,)) if self.path else (CocoIndex, (self.header, self.arrays))
+
+    def class_metadata(self) -> dict[str, Any]:
+        """What detectron2's ``Metadata`` is to know of the categories."""
+        categories = self.header["categories"]
+        return {
+            "thing_classes": [category["name"] for category in categories],
+            "thing_dataset_id_to_contiguous_id": {category["id"]: i for i, category in enumerate(categories)},
+        }
 
     def file_name(self, image: int) -> str:
         return _unpack(self.arrays, "file_text", image)

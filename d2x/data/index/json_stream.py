@@ -47,17 +47,6 @@ def read_members(path: str | os.PathLike, lists: Collection[str]) -> Iterator[Me
             yield from _Reader(file, path, bar).members(lists)
 
 
-def iterate_members(content: dict, lists: Collection[str]) -> Iterator[Member]:
-    """The same of an object that is in memory already."""
-    for key, value in content.items():
-        if key in lists and isinstance(value, list):
-            yield Member(key, -1, [])
-            for position, element in enumerate(value):
-                yield Member(key, position, element)
-        else:
-            yield Member(key, -1, value)
-
-
 class _Reader:
     """A window of text that moves over the file; ``_at`` is where in it the next token starts."""
 

@@ -1,7 +1,7 @@
 """One pass over a COCO json: every record is judged, and what can be used is kept as columns instead of dicts."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,11 +71,13 @@ class Scan:
     Attributes:
         faults: why the file cannot be used at all; empty if it can.
         categories: the usable ones, in the order of their ids.
+        labelled: there is a list of annotations, even an empty one.
         keep_images: (all image records,) bool.
         problems: what is left out, and why.
         notes: what is kept and yet odd.
         renumber: annotation ids must be given anew for COCO's evaluation.
         complete: no other key must be filled in for COCO's evaluation.
+        folders: in which image files were looked for.
     """
 
     json_file: str
@@ -83,17 +85,33 @@ class Scan:
     faults: list[str]
     categories: list[dict]
     images: Images
-    annotations: Annotations | None
+    annotations: Annotations
+    labelled: bool
     keep_images: np.ndarray
     problems: Problems
     notes: Problems
     renumber: bool
     complete: bool
+    folders: list[str]
 
     @property
     def usable_as_it_is(self) -> bool:
         """detectron2 and pycocotools can read the file itself."""
         return not self.problems and self.complete and not self.renumber
+
+    def require_usable(self) -> None:
+        """
+        Raises:
+            ValueError: the outline or a category is wrong, or no image or annotation is left.
+        """
+        if self.faults:
+            raise ValueError(f"{self.json_file}: {self.faults[0]}")
+        if not len(self.images):
+            raise ValueError(f"no usable image in {self.image_root}; {self.problems.summary()}")
+        # A json without the key describes a test set that nobody may evaluate on.
+        if self.labelled and not self.annotations.keep.any():
+            detail = self.problems.summary() if self.problems else f"{self.json_file}: the data set has no annotations"
+            raise ValueError(f"no usable annotation; {detail}")
 
 
 def scan_coco(
@@ -101,7 +119,7 @@ def scan_coco(
     json_file: str,
     image_root: str,
     *,
-    files_for: Callable[[int], ImageFiles] | None = None,
+    need_images: bool = False,
     listed: int = 4,
 ) -> Scan:
     """Judge a COCO json.
@@ -111,10 +129,10 @@ def scan_coco(
     there, or whose box (x, y, w, h; px) is not four finite numbers, has no size or lies wholly outside its image.
 
     Args:
-        members: from ``read_members(json_file, LISTS)`` or ``iterate_members``.
+        members: from ``read_members(json_file, LISTS)``.
         json_file: named in messages.
         image_root: folder that the file names are relative to.
-        files_for: number of image records -> what judges their files; None takes them to be there.
+        need_images: look for the image files (see ``ImageFiles``); False takes them to be there.
         listed: so many records of each kind of problem are remembered.
 
     Raises:
@@ -126,13 +144,11 @@ def scan_coco(
     problems, notes = Problems(json_file, listed), Problems(json_file, listed)
     if reader.bad_fields:
         notes.add_many(kinds.ANNOTATION_BAD_FIELDS, reader.bad_fields, ((name, {}) for name in reader.bad_field_names))
-    files = files_for(len(reader.images)) if files_for else None
+    files = ImageFiles(len(reader.images)) if need_images else None
     images, keep_images, left_out = _usable_images(reader, json_file, image_root, files, problems)
     categories = sorted(judge_categories(reader.categories)[0], key=lambda category: category["id"])
-    annotations = None
-    if reader.lengths.get("annotations") is not None:
-        annotations = _judge_annotations(reader, images, left_out, categories, problems, notes)
-    ids = annotations.ids[annotations.keep] if annotations is not None else np.empty(0, np.int64)
+    annotations = _judge_annotations(reader, images, left_out, categories, problems, notes)
+    ids = annotations.ids[annotations.keep]
     return Scan(
         json_file=json_file,
         image_root=image_root,
@@ -140,11 +156,13 @@ def scan_coco(
         categories=categories,
         images=images,
         annotations=annotations,
+        labelled=reader.lengths.get("annotations") is not None,
         keep_images=keep_images,
         problems=problems,
         notes=notes,
         renumber=bool(np.isin(ids, (NO_ID, 0)).any() or len(np.unique(ids)) < len(ids)),
         complete=reader.complete and "info" in reader.lengths,
+        folders=files.folders if files else [],
     )
 
 
@@ -192,11 +210,8 @@ def _judge_annotations(
     found = Annotations(image, category, boxes, columns["crowd"], columns["id"], keep=np.ones(len(fault), dtype=bool))
 
     def leave_out(broken: np.ndarray, kind: str, more=lambda position: "", to: Problems = problems) -> None:
-        broken = broken & found.keep
-        first = np.flatnonzero(broken)[: problems.listed].tolist()
-        named = ((found.name(i) + more(i), {"position": i}) for i in first)
-        to.add_many(kind, int(np.count_nonzero(broken)), named)
-        np.logical_and(found.keep, ~broken, out=found.keep)
+        to.add_where(kind, broken & found.keep, lambda i: found.name(i) + more(i))
+        found.keep &= ~broken
 
     for code, key in enumerate(NEEDED, start=1):
         leave_out(fault == code, f"{kinds.ANNOTATION_NOT_A_RECORD}{key}")

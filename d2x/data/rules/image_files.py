@@ -3,53 +3,28 @@
 import contextlib
 import hashlib
 import os
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from d2x.data.images import decode, orientation, read_header, upright_rgb
 from d2x.data.rules import problems as kinds
 
-# What Pillow may read: pictures of pixels. Others, EPS above all, are programs that it hands to an interpreter.
-FORMATS = (
-    "AVIF",
-    "BMP",
-    "DIB",
-    "GIF",
-    "JPEG",
-    "JPEG2000",
-    "MPO",
-    "PCX",
-    "PNG",
-    "PPM",
-    "SGI",
-    "TGA",
-    "TIFF",
-    "WEBP",
-)
-_ORIENTATION = 0x0112  # the EXIF tag; its values, and how each is undone:
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _LOOK = 8  # the look is compared on a grid of 8 x 8
+# Up to this many images, each is decoded when the data set is checked; in larger ones a broken file shows in training.
+DECODE_UP_TO = 64
 
 
 class ImageFiles:
     """Judges image files; lists every folder once, which on a network drive is far quicker than asking for each file.
 
     Args:
-        decode: whether to decode each file; otherwise only its name is looked for.
+        count: of files; if they are few, each is decoded, otherwise only its name is looked for.
     """
 
-    def __init__(self, *, decode: bool):
-        self._decode = decode
+    def __init__(self, count: int):
+        self._decode = count <= DECODE_UP_TO
         self._names: dict[str, set[str]] = {}
 
     def fault(self, path: str) -> str:
@@ -103,70 +78,19 @@ def inspect_image(path: str, width: int, height: int, *, decode_pixels: bool = T
         return ImageFacts(kinds.FILE_MISSING)
     try:
         file_hash = _hash_file(path)
-        image = decode(path) if decode_pixels else _header(path)
+        image = decode(path) if decode_pixels else read_header(path)
         own = image.size
-        turned = _orientation(image) in (5, 6, 7, 8)
+        turned = orientation(image) in (5, 6, 7, 8)
         seen = own[::-1] if turned else own
         if seen != (width, height):
             kind = kinds.FILE_TURNED if turned and own == (width, height) else kinds.FILE_OTHER_SIZE
             return ImageFacts(kind, f"file {seen[0]} x {seen[1]}, recorded {width} x {height}", file_hash)
         if not decode_pixels:
             return ImageFacts("", file_hash=file_hash)
-        pixels = upright(image).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
-        return ImageFacts(kinds.FILE_UNREADABLE, " ".join(str(error).split())[:200] or type(error).__name__)
+        pixels = upright_rgb(image)
+    except (ValueError, OSError) as error:
+        return ImageFacts(kinds.FILE_UNREADABLE, " ".join(str(error).split())[:200])
     return ImageFacts("", "", file_hash, _hash_pixels(pixels), _look(pixels))
-
-
-def decode(path: str | os.PathLike) -> Image.Image:
-    """An image file, wholly read (the first one of several in it); not turned by its EXIF tag.
-
-    Raises:
-        ValueError: it is no regular file, no image, is cut off, or has so many pixels that Pillow suspects an attack.
-    """
-    if not os.path.isfile(path):  # reading a pipe would wait for ever
-        raise ValueError("not a file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata; and many pixels, which are an error at twice as many
-            with open_image(path) as image:
-                image.load()
-                _orientation(image)  # which Pillow keeps; some formats read it from the file
-                return image
-    except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def open_image(path: str | os.PathLike) -> Image.Image:
-    """Pillow's lazy image, if the file is in one of ``FORMATS``.
-
-    Raises:
-        Exception: of any type, from Pillow's parsers.
-    """
-    Image.init()
-    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """An image as its EXIF tag wants it to be shown."""
-    turn = _TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _header(path: str) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with open_image(path) as image:
-            _orientation(image)
-            return image
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF tag's value; 1, "as it is", if there is none that can be read (detectron2 takes it so, too)."""
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow's parser raises anything
-        return 1
 
 
 def _hash_file(path: str) -> bytes:

@@ -1,7 +1,9 @@
 """What can be wrong with a data set: the kinds by name, how grave they are, and a list of what was found."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 _EXAMPLES = 3
 _LONGEST = 200
@@ -94,6 +96,11 @@ class Problems:
         for _, (record, more) in zip(range(min(count, self.listed)), first):
             self.add(kind, record, **more)
         self.found[kind].count = before + count
+
+    def add_where(self, kind: str, which: np.ndarray, name: Callable[[int], str]) -> None:
+        """The records at which ``which`` (N,) is true, by name and position."""
+        positions = np.flatnonzero(which).tolist()
+        self.add_many(kind, len(positions), ((name(i), {"position": i}) for i in positions))
 
     def count(self, kind: str) -> int:
         return self.found[kind].count if kind in self.found else 0

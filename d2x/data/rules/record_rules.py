@@ -60,15 +60,6 @@ def box_rules(x, y, w, h, width, height):
     return finite == False, (w <= 0) | (h <= 0), outside  # noqa: E712  (`not` takes no array)
 
 
-def box_fault(box: object, width: float, height: float) -> str:
-    """What is wrong with an (x, y, w, h) box, px, in an image of that size; empty if nothing is."""
-    numbers = box_numbers(box)
-    if numbers is None:
-        return kinds.BOX_NOT_NUMBERS
-    broken = box_rules(*numbers, width, height)
-    return next((kind for kind, is_so in zip(kinds.BOX_KINDS, broken) if is_so), "")
-
-
 def outline_faults(lengths: dict[str, int | None], categories: list) -> list[str]:
     """Why a COCO json cannot be used at all; empty if it can.
 

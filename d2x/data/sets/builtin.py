@@ -17,6 +17,7 @@ COCO itself (coco_2017_train, ...) is registered by detectron2; training reads i
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -40,16 +41,16 @@ def register_builtin() -> None:
     """Register every data set of the table above; a second call does nothing."""
     for split in ("train", "val"):
         for classes in (["person"], ["car"], ["person", "car"]):
-            _register(f"coco_{'_'.join(classes)}_{split}", classes, _coco_classes(split, classes))
-        _register(f"crowd_human_{split}", ["person"], _crowd_human(split))
-        _register(f"crowd_human_face_{split}", ["person", "face"], _crowd_human(split), labelled=[0])
-        _register(f"wider_face_{split}", ["face"], _wider_face(split))
-        _register(f"objects365_{split}", None, _objects365(split))
+            _register(f"coco_{'_'.join(classes)}_{split}", classes, partial(_coco_classes, split, classes))
+        _register(f"crowd_human_{split}", ["person"], partial(_crowd_human, split))
+        _register(f"crowd_human_face_{split}", ["person", "face"], partial(_crowd_human, split), labelled=[0])
+        _register(f"wider_face_{split}", ["face"], partial(_wider_face, split))
+        _register(f"objects365_{split}", None, partial(_objects365, split))
         MetadataCatalog.get(f"objects365_{split}").indexed = True
     for split, listed in (("train", "trainval_all"), ("test", "test")):
-        _register(f"face_{split}", ["face"], _voc_faces(listed, ["face"]))
+        _register(f"face_{split}", ["face"], partial(_voc_faces, listed, ["face"]))
         both = ["person", "face"]
-        _register(f"widerface_crowdhuman_{split}", both, _voc_faces(listed, both), labelled=[1])
+        _register(f"widerface_crowdhuman_{split}", both, partial(_voc_faces, listed, both), labelled=[1])
     _register("pseudo_person_face_train", ["person", "face"], _pseudo_person_face)
 
 
@@ -83,41 +84,28 @@ def _load(name: str, read: Callable[[], Sequence[dict]]) -> Sequence[dict]:
     return records
 
 
-def _coco_classes(split: str, classes: Sequence[str]) -> Callable[[], list[dict]]:
-    def read() -> list[dict]:
-        root = datasets_root() / "coco"
-        # False alarms on images without the class must count in evaluation, so they stay there.
-        images = "any" if split == "train" else "every"
-        json_file = root / "annotations" / f"instances_{split}2017.json"
-        return read_coco_classes(json_file, root / f"{split}2017", classes, images=images)
-
-    return read
+def _coco_classes(split: str, classes: Sequence[str]) -> list[dict]:
+    root = datasets_root() / "coco"
+    # False alarms on images without the class must count in evaluation, so they stay there.
+    images = "any" if split == "train" else "every"
+    json_file = root / "annotations" / f"instances_{split}2017.json"
+    return read_coco_classes(json_file, root / f"{split}2017", classes, images=images)
 
 
-def _crowd_human(split: str) -> Callable[[], list[dict]]:
-    def read() -> list[dict]:
-        root = datasets_root() / "crowd_human"
-        return read_crowd_human(root / "Annotations" / f"annotation_{split}.odgt", root / "JPEGImages")
-
-    return read
+def _crowd_human(split: str) -> list[dict]:
+    root = datasets_root() / "crowd_human"
+    return read_crowd_human(root / "Annotations" / f"annotation_{split}.odgt", root / "JPEGImages")
 
 
-def _wider_face(split: str) -> Callable[[], list[dict]]:
-    def read() -> list[dict]:
-        root = datasets_root() / "wider_face"
-        return read_wider_face(
-            root / "wider_face_split" / f"wider_face_{split}_bbx_gt.txt", root / f"WIDER_{split}" / "images"
-        )
-
-    return read
+def _wider_face(split: str) -> list[dict]:
+    root = datasets_root() / "wider_face"
+    annotations = root / "wider_face_split" / f"wider_face_{split}_bbx_gt.txt"
+    return read_wider_face(annotations, root / f"WIDER_{split}" / "images")
 
 
-def _voc_faces(listed: str, classes: Sequence[str]) -> Callable[[], list[dict]]:
-    def read() -> list[dict]:
-        root = datasets_root() / VOC_FACES
-        return read_voc_xml(root / "ImageSets" / "Main" / f"{listed}.txt", root, classes)
-
-    return read
+def _voc_faces(listed: str, classes: Sequence[str]) -> list[dict]:
+    root = datasets_root() / VOC_FACES
+    return read_voc_xml(root / "ImageSets" / "Main" / f"{listed}.txt", root, classes)
 
 
 def _pseudo_person_face() -> list[dict]:
@@ -125,24 +113,14 @@ def _pseudo_person_face() -> list[dict]:
     found_faces = read_pseudo_txt(people / "crowdhuman_pseudo_face.txt", people / "JPEGImages", classes)
     found_people = read_pseudo_txt(faces / "widerface_pseudo_human.txt", faces / "JPEGImages", classes)
     return join_records(
-        join_records(_crowd_human("train")(), found_faces),
-        join_records(_voc_faces("trainval_all", classes)(), found_people),
+        join_records(_crowd_human("train"), found_faces),
+        join_records(_voc_faces("trainval_all", classes), found_people),
     )
 
 
-def _objects365(split: str) -> Callable[[], Sequence[dict]]:
-    def read() -> Sequence[dict]:
-        root, name = datasets_root() / "objects365", f"objects365_{split}"
-        json_file = str(root / "annotations" / f"zhiyuan_objv2_{split}.json")
-        index = open_index(json_file, str(root / split), need_images=False)
-        categories = index.header["categories"]
-        metadata = MetadataCatalog.get(name)
-        metadata.set(
-            thing_classes=[category["name"] for category in categories],
-            thing_dataset_id_to_contiguous_id={category["id"]: i for i, category in enumerate(categories)},
-            json_file=json_file,
-            image_root=str(root / split),
-        )
-        return IndexedRecords(index, str(root / split), name)
-
-    return read
+def _objects365(split: str) -> IndexedRecords:
+    root, name = datasets_root() / "objects365", f"objects365_{split}"
+    json_file, image_root = str(root / "annotations" / f"zhiyuan_objv2_{split}.json"), str(root / split)
+    index = open_index(json_file, image_root, need_images=False)
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, **index.class_metadata())
+    return IndexedRecords(index, image_root, name)

@@ -6,6 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2x.data.index.cache import open_index
 from d2x.data.index.coco_index import IndexedRecords
+from d2x.data.sets.records import is_registered
 
 
 def register_coco_json(name: str, json_file: str, image_root: str, *, labelled_classes: list[int] | None = None) -> str:
@@ -31,16 +32,12 @@ def register_coco_json(name: str, json_file: str, image_root: str, *, labelled_c
     """
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     identity = (os.path.abspath(json_file), os.path.abspath(image_root), labelled_classes)
-    if name in DatasetCatalog:
-        if MetadataCatalog.get(name).get("registered_from") != identity:
-            raise ValueError(f"data set name '{name}' is already in use for other files than {json_file}, {image_root}")
+    if is_registered(name, identity):
         return name
     index = open_index(json_file, image_root)
-    categories = index.header["categories"]
     metadata = MetadataCatalog.get(name)
     metadata.set(
-        thing_classes=[category["name"] for category in categories],
-        thing_dataset_id_to_contiguous_id={category["id"]: index for index, category in enumerate(categories)},
+        **index.class_metadata(),
         json_file=index.header["json_file"],
         source_json=json_file,
         image_root=image_root,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from d2x.data.images import SUFFIXES
+from d2x.data.sets.records import is_registered
 from d2x.data.sets.registered_coco import read_records
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def register_merged(name: str, sources: Sequence[str], classes: Sequence[str]) -> str:
@@ -42,9 +42,10 @@ def register_merged(name: str, sources: Sequence[str], classes: Sequence[str]) -
     for source in sources:
         if source not in DatasetCatalog:
             raise ValueError(f"data set '{name}': unknown source '{source}'")
-    if _already_registered(name, ("merged", tuple(sources), tuple(classes))):
+    identity = ("merged", tuple(sources), tuple(classes))
+    if is_registered(name, identity):
         return name
-    MetadataCatalog.get(name).set(thing_classes=classes, evaluator_type="coco")
+    MetadataCatalog.get(name).set(thing_classes=classes, evaluator_type="coco", registered_from=identity)
     DatasetCatalog.register(name, lambda: _merge(name, sources, classes))
     return name
 
@@ -63,20 +64,12 @@ def register_image_folder(name: str, folder: str | Sequence[str]) -> str:
     for path in folders:
         if not os.path.isdir(path):
             raise FileNotFoundError(f"image folder not found: {path} (data set '{name}')")
-    if _already_registered(name, ("image folders", tuple(os.path.abspath(path) for path in folders))):
+    identity = ("image folders", *map(os.path.abspath, folders))
+    if is_registered(name, identity):
         return name
-    MetadataCatalog.get(name).set(labelled_classes=[])
+    MetadataCatalog.get(name).set(labelled_classes=[], registered_from=identity)
     DatasetCatalog.register(name, lambda: _list_images(name, folders))
     return name
-
-
-def _already_registered(name: str, identity: tuple) -> bool:
-    if name not in DatasetCatalog:
-        MetadataCatalog.get(name).registered_from = identity
-        return False
-    if MetadataCatalog.get(name).get("registered_from") != identity:
-        raise ValueError(f"data set name '{name}' is already in use for something else")
-    return True
 
 
 def _list_images(name: str, folders: Sequence[str]) -> list[dict]:
@@ -84,7 +77,7 @@ def _list_images(name: str, folders: Sequence[str]) -> list[dict]:
         path
         for folder in folders
         for path in sorted(Path(folder).rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        if path.suffix.lower() in SUFFIXES and path.is_file()
     ]
     if not files:
         raise ValueError(f"no image in {', '.join(map(str, folders))} (data set '{name}')")

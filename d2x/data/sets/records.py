@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
-from d2x.data.rules.image_files import open_image
+from d2x.data.images import read_size
+from d2x.data.rules import problems as kinds
 from d2x.data.rules.problems import Problems
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,19 @@ def read_lines(path: str | os.PathLike) -> list[str]:
         raise ValueError(f"{path} is not a text file: {error}") from error
 
 
+def is_registered(name: str, identity: tuple) -> bool:
+    """Whether a data set is registered; ``identity`` is what it was made from, its metadata's ``registered_from``.
+
+    Raises:
+        ValueError: it was made from something else.
+    """
+    if name not in DatasetCatalog:
+        return False
+    if MetadataCatalog.get(name).get("registered_from") != identity:
+        raise ValueError(f"data set name '{name}' is already in use for something other than {identity}")
+    return True
+
+
 def require_folder(path: str | os.PathLike, annotations: str | os.PathLike) -> None:
     """Raises ``FileNotFoundError`` naming the folder that should hold the images of an annotation file."""
     if not os.path.isdir(path):
@@ -44,12 +59,11 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         ValueError: missing or no image; the message is a reason for ``Problems``.
     """
     try:
-        with open_image(path) as image:
-            return image.height, image.width
+        return read_size(path)
     except FileNotFoundError as error:
-        raise ValueError("image files missing") from error
-    except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
-        raise ValueError("image files that cannot be read") from error
+        raise ValueError(kinds.FILE_MISSING) from error
+    except ValueError as error:
+        raise ValueError(kinds.FILE_UNREADABLE) from error
 
 
 def make_record(file_name: str | os.PathLike, image_id: str | int, size: tuple[int, int]) -> dict:

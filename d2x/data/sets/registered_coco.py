@@ -42,14 +42,11 @@ def read_records(name: str) -> Sequence[dict]:
         index = open_index(json_file, image_root, need_images=False)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"data set '{name}': {error}; {WHERE}") from error
-    categories = index.header["categories"]
-    found = {
-        "thing_classes": [category["name"] for category in categories],
-        "thing_dataset_id_to_contiguous_id": {category["id"]: i for i, category in enumerate(categories)},
-    }
+    found = index.class_metadata()
     if any(metadata.get(key, value) != value for key, value in found.items()):
+        own = found["thing_classes"]
         raise ValueError(
-            f"{json_file}: its categories ({len(categories)}, the first is '{categories[0]['name']}') are not those"
+            f"{json_file}: its categories ({len(own)}, the first is '{own[0]}') are not those"
             f" that data set '{name}' is registered with ({len(metadata.get('thing_classes', []))})"
         )
     metadata.set(**found)

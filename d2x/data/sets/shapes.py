@@ -280,12 +280,8 @@ def register_shapes_dataset(name: str, spec: ShapesSpec) -> str:
 
     def load() -> list[dict]:
         json_file = generate_shapes(spec, folder)
-        records = load_coco_json(str(json_file), str(folder / "images"))
-        for record in records:
-            record["dataset_name"] = name
-            for annotation in record["annotations"]:
-                annotation["category_id"] -= 1
-        return records
+        records = load_coco_json(str(json_file), str(folder / "images"), name)
+        return [{**record, "dataset_name": name} for record in records]
 
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(

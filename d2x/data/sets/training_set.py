@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
-from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset
 
+from d2x.data.images import read_size
 from d2x.data.index.coco_index import IndexedRecords
 from d2x.data.sets.registered_coco import has_index, read_records
 
@@ -52,8 +52,8 @@ def are_wide(records: Sequence[dict] | Dataset) -> list[bool]:
 def _is_wide(record: dict) -> bool:
     if "width" in record:
         return record["width"] > record["height"]
-    with Image.open(record["file_name"]) as image:  # a folder of images has no sizes until they are read; headers do
-        return image.width > image.height
+    height, width = read_size(record["file_name"])  # a folder of images has no sizes until they are read; headers do
+    return width > height
 
 
 def _part(name: str, filter_empty: bool) -> Dataset:

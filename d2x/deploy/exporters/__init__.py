@@ -14,8 +14,7 @@ import importlib
 from types import ModuleType
 
 from d2x.deploy.runtimes import FORMATS
-
-OURS = ("d2x", "centerx", "plain_detr", "detectron2")
+from d2x.detectors import detector_packages
 
 
 def get_exporter(name: str) -> ModuleType:
@@ -30,7 +29,7 @@ def get_exporter(name: str) -> ModuleType:
         return importlib.import_module(f"d2x.deploy.exporters.{name.replace('-', '_')}")
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package in OURS:
+        if package in ("d2x", "detectron2", *detector_packages()):
             raise
         packages, extra = FORMATS[name]
         needed = " or ".join(packages) if package in packages else package

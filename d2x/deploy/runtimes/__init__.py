@@ -13,7 +13,7 @@ FORMATS = {
     "onnx": (("onnxruntime",), "export"),
     "openvino": (("openvino",), "export"),
     "ncnn": (("ncnn",), "export"),
-    "caffe": (("cv2",), "export"),
+    "caffe": (("cv2",), "caffe"),
     "tensorrt": (("tensorrt", "tensorrt_rtx"), "tensorrt"),
     "torch-export": (("torch",), ""),
 }

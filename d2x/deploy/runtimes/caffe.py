@@ -17,7 +17,9 @@ class Runtime:
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None, precision: str = "fp32"):
         if not hasattr(cv2.dnn, "readNetFromCaffe"):
-            raise ValueError(f"OpenCV {cv2.__version__} reads no Caffe models: pip install 'opencv-python-headless<5'")
+            raise ValueError(
+                f"OpenCV {cv2.__version__} has no importer of Caffe models: pip install 'plain-detectors[caffe]'"
+            )
         if threads:
             cv2.setNumThreads(threads)
         text = folder / manifest.file

@@ -11,11 +11,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from detectron2.config import CfgNode
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from d2x.engine.losses.loss_guard import LossGuard, connected_zero, mean_over_ranks
+from d2x.engine.losses.loss_guard import connected_zero, mean_over_ranks
+from d2x.engine.losses.transform import LossTransform
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 REPORT_AT = (1, 10, 100, 1000, 10000)
 
 
-class AdaptiveLoss:
+class AdaptiveLoss(LossTransform):
     """Loss transform for ``TrainStep``: scales each named loss to its target value.
 
     A loss that is not finite, or nearer to zero than ``min_loss``, has no usable weight: it is left out for this step
@@ -117,29 +117,3 @@ class AdaptiveLoss:
 
     def load_state_dict(self, state: dict) -> None:
         self.left_out = Counter(state.get("left_out", {}))
-
-
-def build_loss_transforms(cfg: CfgNode, model: nn.Module) -> list:
-    """What ``TrainStep`` applies to the loss dict, by ``ADAPTIVE_LOSS`` and ``SKIP_LOSS``.
-
-    Raises:
-        ValueError: both are enabled; adaptive losses are worth the same at every step, so none could be skipped.
-    """
-    adaptive, skip = cfg.ADAPTIVE_LOSS, cfg.SKIP_LOSS
-    if adaptive.ENABLED and skip.ENABLED:
-        raise ValueError("ADAPTIVE_LOSS.ENABLED and SKIP_LOSS.ENABLED exclude each other: choose one")
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if adaptive.ENABLED:
-        return [
-            AdaptiveLoss(
-                targets=adaptive.TARGETS,
-                min_loss=adaptive.MIN_LOSS,
-                max_weight=adaptive.MAX_WEIGHT,
-                parameters=parameters,
-            )
-        ]
-    if skip.ENABLED:
-        return [
-            LossGuard(factor=skip.FACTOR, max_skips=skip.MAX_SKIPS, step_anyway=skip.STEP_ANYWAY, parameters=parameters)
-        ]
-    return []

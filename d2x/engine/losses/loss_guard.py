@@ -14,12 +14,14 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
+from d2x.engine.losses.transform import LossTransform
+
 logger = logging.getLogger(__name__)
 
 START = 1e9  # the reference before the first step, as released
 
 
-class LossGuard:
+class LossGuard(LossTransform):
     """Loss transform for ``TrainStep``: a batch whose total loss is ``factor`` times the last accepted one is skipped.
 
     A batch is kept when ``factor * reference > total``; then the total becomes the reference. A total that is not

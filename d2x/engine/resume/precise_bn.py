@@ -8,13 +8,8 @@ class RepeatablePreciseBN(hooks.PreciseBN):
 
     detectron2's goes on in the data where its last call has ended, which no checkpoint holds.
 
-    Args:
-        hook: detectron2's, of a model that has batch norms; its loader must be one of ``build_train_loader``.
-        num_iter: batches.
+    Args: see detectron2's; the loader must be one of ``build_train_loader``.
     """
-
-    def __init__(self, hook: hooks.PreciseBN, num_iter: int):
-        super().__init__(hook._period, hook._model, hook._data_loader, num_iter)
 
     def update_stats(self) -> None:
         if not self._disabled:

@@ -87,5 +87,10 @@ class SeedEachStep(HookBase):
     What the model draws (dropout, noise) then depends on the iteration, not on what ran before it.
     """
 
+    def before_train(self) -> None:
+        # TorchScript functions, such as the focal loss of detectron2's own detectors, are else compiled anew after
+        # their first calls and round differently from then on: the first steps of a resumed run would.
+        torch.jit.set_fusion_strategy([])
+
     def before_step(self) -> None:
         seed_all(derived_seed(self.trainer.seed, STEP, comm.get_rank(), self.trainer.iter))

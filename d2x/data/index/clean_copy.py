@@ -18,14 +18,14 @@ class Cleaning:
     """What a clean copy keeps and changes.
 
     Attributes:
-        keep_images, keep_annotations: bool, by position in the json; None for all.
+        keep_images, keep_annotations: bool, by position in the json.
         renumber: give annotations the ids 1, 2, ...
         moved: image id -> the one that its annotations go to.
         clip_to: image id -> (width, height), to which its boxes are clipped.
     """
 
-    keep_images: np.ndarray | None
-    keep_annotations: np.ndarray | None
+    keep_images: np.ndarray
+    keep_annotations: np.ndarray
     renumber: bool
     moved: dict = field(default_factory=dict)
     clip_to: dict = field(default_factory=dict)
@@ -33,8 +33,7 @@ class Cleaning:
 
 def cleaning_of(scan: Scan) -> Cleaning:
     """Leave out what the scan found unusable."""
-    annotations = scan.annotations
-    return Cleaning(scan.keep_images, None if annotations is None else annotations.keep, scan.renumber)
+    return Cleaning(scan.keep_images, scan.annotations.keep, scan.renumber)
 
 
 def clean_members(members: Iterable[Member], cleaning: Cleaning) -> Iterator[Member]:
@@ -50,7 +49,7 @@ def clean_members(members: Iterable[Member], cleaning: Cleaning) -> Iterator[Mem
         has_info |= key == "info"
         if position < 0:
             yield member
-        elif keep[key] is None or keep[key][position]:
+        elif keep[key][position]:
             if key == "annotations":
                 written += 1
                 value = _cleaned(value, cleaning, written)
@@ -78,17 +77,6 @@ def write_members(members: Iterable[Member], path: Path) -> None:
                 file.write(f"{'' if first else ','}\n{json.dumps(value)}")
                 first = False
         file.write("\n]\n}\n" if open_list else "\n}\n")
-
-
-def gather(members: Iterable[Member]) -> dict:
-    """The object whose members these are, in memory."""
-    content: dict = {}
-    for key, position, value in members:
-        if position < 0:
-            content[key] = value
-        else:
-            content[key].append(value)
-    return content
 
 
 def _cleaned(annotation: dict, cleaning: Cleaning, number: int) -> dict:

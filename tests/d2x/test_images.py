@@ -2,7 +2,7 @@
 
 import pytest
 
-from d2x.deploy.images import find_images
+from d2x.data.images import find_images
 
 
 def test_folders_give_images_and_files_may_be_of_other_kinds_where_asked(tmp_path):
