@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2x.backbones.config import add_backbone_config
 from d2x.backbones.swin_v2 import SwinV2
 from d2x.config.keys import add_d2x_config
 from plain_detr import add_plain_detr_config
@@ -182,6 +183,7 @@ def released_config(options: dict) -> CfgNode:
     """The config of a whole official model, with every released quirk switched on."""
     cfg = get_cfg()
     add_d2x_config(cfg)
+    add_backbone_config(cfg)
     add_plain_detr_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.META_ARCHITECTURE = "PlainDETR"

@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from d2x.backbones.config import add_backbone_config
 from d2x.config.keys import add_d2x_config
 from plain_detr import PlainDETR, add_plain_detr_config
 
@@ -20,6 +21,7 @@ def tiny_config(**changes) -> CfgNode:
     """A detector of width 32 on a tiny Swin V2; ``changes`` are keys below MODEL.PLAIN_DETR, or whole ones."""
     cfg = get_cfg()
     add_d2x_config(cfg)
+    add_backbone_config(cfg)
     add_plain_detr_config(cfg)
     cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE = "cpu", "PlainDETR"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
