@@ -40,6 +40,19 @@ def check(name: str, actual: Tensor, expected: Tensor, tolerance: dict) -> None:
     torch.testing.assert_close(actual, expected.float(), rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}")
 
 
+def check_gradient(case: Golden, name: str, actual: Tensor) -> None:
+    """Compare a gradient that the case stores under ``name``, no closer than float32 knows it.
+
+    The json tells by how much each gradient moved when all weights did by a rounding. One that is a sum of terms which
+    cancel (the keys' bias: all of them; a part of a bias network's, under logits of hundreds) is known no better than
+    that however small it is, and our sums have another order. Differences "of this order", so up to ten times, pass.
+    """
+    tolerance = dict(case.info["tolerance"]["grad"])
+    moved, _ = case.info["float32_sensitivity"]["values"].get(name, (0.0, 0.0))
+    tolerance["atol"] = max(tolerance["atol"], 10 * moved)
+    check(name, actual, case.tensors[name], tolerance)
+
+
 def coder_for(options: dict) -> BoxCoder:
     return DeltaCoder() if options["reparam"] else SigmoidCoder()
 
