@@ -33,7 +33,7 @@ def test_heatmap_losses(case):
     golden = load("centerx", case)
     target = SparseHeatmap.of(golden.tensors["input.gt"])
     heatmap = golden.tensors["input.pred"]
-    slope = heatmap.double() * (1 - heatmap.double())  # of the sigmoid, which float32 knows to some 2^-24
+    slope = heatmap.double() * (1 - heatmap.double())  # of the sigmoid, which float32 knows to a few times 2^-24
     for name, loss in LOSSES.items():
         logits = torch.logit(heatmap.double()).requires_grad_()
         value = loss(logits, target)
@@ -44,7 +44,7 @@ def test_heatmap_losses(case):
         torch.testing.assert_close(value, golden.tensors[f"output.{name}"], rtol=1e-5, atol=1e-12)
         known = slope > 0
         expected = golden.tensors[f"grad.{name}.pred"].double()
-        allowed = 1e-4 * (expected * slope).abs() + 2**-22 * expected.abs()
+        allowed = 1e-4 * (expected * slope).abs() + 2**-21 * expected.abs()
         off = ((grad - expected * slope).abs() - allowed)[known]
         assert (off <= 0).all(), f"{name}: {off.max():.3g} more than allowed"
 

@@ -363,7 +363,8 @@ def test_attention_weights_are_what_the_layer_uses(variant, norm_first):
             handle.remove()
         values = seen["values"][0].unflatten(-1, (2, -1)).transpose(0, 1)  # (heads, L, d)
         attended = (weights.flatten(2) @ values).transpose(0, 1).flatten(1)
-        torch.testing.assert_close(seen["attended"][0], attended, rtol=1e-4, atol=1e-5)
+        # Logits go up to 180 here, where float32 steps are 1.5e-5 wide, and weights are known no better; values to 2.6.
+        torch.testing.assert_close(seen["attended"][0], attended, rtol=1e-4, atol=5e-5)
         without = model.attention_weights(image, layer=index, with_bias=False)
         assert torch.allclose(without, weights) == (variant == "absolute")
 
