@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +95,9 @@ def wait_for_checkpoint(process: subprocess.Popen, output: Path, before: str) ->
         time.sleep(0.005)
 
 
-def interrupt(words: Sequence[str], output: Path, log: Path, number: int, rng: random.Random) -> int:
+def interrupt(
+    words: Sequence[str], output: Path, log: Path, number: int, rng: random.Random, start: Callable = start
+) -> int:
     """Start, and send a signal at a random moment after the next checkpoint; returns the exit status."""
     before = last_checkpoint(output)
     process = start(words, log)

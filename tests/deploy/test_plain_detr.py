@@ -16,6 +16,8 @@ from tests.plain_detr.test_backbones import VIT
 
 from .builders import compare_all, pictures, tiny_plain_detr
 
+pytestmark = pytest.mark.xdist_group("plain_detr_exports")  # they look at the same ones
+
 LIMITS = Tolerance(score=1e-4, box=0.05)
 
 
