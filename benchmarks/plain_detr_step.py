@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 
 from benchmarks.baselines.detector import ReleasedPlainDETR
 from benchmarks.harness import Bar, Comparison, add_options, compare, prepare
@@ -28,12 +27,12 @@ from d2x.detectors import get_recipe
 from d2x.engine.compile_blocks import compile_blocks
 from d2x.engine.optim import build_optimizer
 from d2x.errors import one_line_errors
+from d2x.report.model_profile import noise_batch
 
 CONFIG = "projects/PlainDETR/configs/released/swinv2_s_mim_boxrpb_delta.yaml"
 RELEASED, OURS, COMPILED = "released", "ours", "compiled"
 EXPORTED = ("onnx", "openvino")
 BARS = {"training": Bar(time=0.5, memory=0.45), "inference": Bar(time=0.4)}
-OBJECTS = 8  # boxes of the one training image
 QUICK = [
     "MODEL.SWIN_V2.EMBED_DIM", "24", "MODEL.SWIN_V2.DEPTHS", "(1, 1, 2, 2)", "MODEL.SWIN_V2.WINDOW_SIZE", "4",
     "MODEL.PLAIN_DETR.HIDDEN_DIM", "64", "MODEL.PLAIN_DETR.DECODER_LAYERS", "2",
@@ -57,7 +56,7 @@ def build(variant: str, task: str, hw: tuple[int, int], cfg: CfgNode) -> Callabl
     model.train(task == "training")
     if variant == COMPILED:
         compile_blocks(model)
-    batch = [_record(*hw)]
+    batch = noise_batch(1, hw, num_classes=80)
     if task == "inference":
         return partial(_detect, model, batch)
     optimizer = build_optimizer(cfg, get_recipe("PlainDETR").param_groups(cfg, model))
@@ -73,7 +72,7 @@ def _exported(form: str, hw: tuple[int, int], cfg: CfgNode) -> Callable:
     """A detection by an exported model, from the same pixels to boxes; exporting checks it against PyTorch."""
     torch.manual_seed(0)
     model, cfg = build_model(cfg), cfg.clone()
-    pixels = _record(*hw)["image"].permute(1, 2, 0).contiguous().numpy()
+    pixels = noise_batch(1, hw, num_classes=80)[0]["image"].permute(1, 2, 0).contiguous().numpy()
     with tempfile.TemporaryDirectory() as folder:
         cfg.MODEL.WEIGHTS = str(Path(folder) / "model.pth")
         torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
@@ -87,18 +86,6 @@ def _step(model, optimizer, batch: list[dict]) -> None:
     optimizer.zero_grad()
     sum(model(batch).values()).backward()
     optimizer.step()
-
-
-def _record(height: int, width: int) -> dict:
-    generator = torch.Generator().manual_seed(0)
-    instances = Instances((height, width))
-    extent = torch.tensor([width, height])
-    corner = torch.rand(OBJECTS, 2, generator=generator) * extent * 0.6
-    size = extent * (0.05 + 0.35 * torch.rand(OBJECTS, 2, generator=generator))
-    instances.gt_boxes = Boxes(torch.cat([corner, corner + size], dim=1))
-    instances.gt_classes = torch.randint(0, 80, (OBJECTS,), generator=generator)
-    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-    return {"image": image, "instances": instances, "height": height, "width": width}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 LOST = re.compile(
     r"connection (closed|reset|refused|was likely closed)|broken pipe|socket|timed out|timeout|nccl|gloo", re.I
 )
+LONGEST = 1000  # characters of a message; what is wrong may itself be long, and stands at the end
 DEAD_WORKER = "DataLoader worker"  # how torch's message about one begins
 
 
@@ -42,6 +43,7 @@ def one_line(error: BaseException) -> str | None:
         return f"process {dist.get_rank()} lost another process of the job ({text[:200]}); go on with --resume"
     if isinstance(error, RuntimeError) and text.startswith(DEAD_WORKER):
         return f"{text[:200]}; it was killed or ran out of memory; go on with --resume"
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
     return text if isinstance(error, (ValueError, OSError)) else None
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor, nn
 
@@ -59,16 +60,20 @@ _DINO, _TIMM = "backbone.0._backbone.backbone.", "backbone.model."
 BACKBONE_RULES: list[tuple[str, str]] = [
     (_DINO + "storage_tokens", _TIMM + "reg_token"),
     (_DINO + "blocks.{n}.ls{n}.gamma", _TIMM + "blocks.{n}.gamma_{n}"),
+    # timm has no bias for the key, which the release masks: _split_bias and _join_bias do the rest.
+    (_DINO + "blocks.{n}.attn.qkv.bias", _TIMM + "blocks.{n}.attn.q_bias"),
     (_DINO + "blocks.{n}.mlp.w1.", _TIMM + "blocks.{n}.mlp.fc1_g."),
     (_DINO + "blocks.{n}.mlp.w2.", _TIMM + "blocks.{n}.mlp.fc1_x."),
-    (_DINO + "blocks.{n}.mlp.w3.", _TIMM + "blocks.{n}.mlp.fc2."),
     (_DINO, _TIMM),
     ("backbone.0.net.body.", "backbone."),
 ]
+# The end of a gated MLP; that of a plain one has timm's name in the release too.
+_GATED_RULE = (_DINO + "blocks.{n}.mlp.w3.", _TIMM + "blocks.{n}.mlp.fc2.")
 
-# Official entries without a counterpart: tables that follow from the window sizes, and what only pre-training uses.
+# Official entries without a counterpart: tables that follow from the window sizes, which biases are masked (the keys'),
+# and what only pre-training uses. They come before the rules, for "qkv.bias" begins "qkv.bias_mask".
 _DROPPED = re.compile(
-    r"\.(relative_coords_table|relative_position_index)$"
+    r"\.(relative_coords_table|relative_position_index|qkv\.bias_mask)$"
     rf"|^{re.escape(_DINO)}(mask_token$|rope_embed\.|local_cls_norm\.)"
 )
 _CLASS_ROWS = re.compile(r"^(decoder\.heads\.\d+|proposals\.head)\.class_logits\.(weight|bias)$")
@@ -88,7 +93,7 @@ class Conversion(NamedTuple):
 
     Attributes:
         state: the converted state dict, without what no rule knows.
-        renamed: old name -> new name (the first of two, where a name has an alias).
+        renamed: old name -> new name (the first of two, where a name has an alias or its tensor is split).
         unmatched: names no rule knows.
         dropped: names that are known to have no counterpart.
     """
@@ -101,7 +106,9 @@ class Conversion(NamedTuple):
 
 def convert(state: dict[str, Tensor], *, reverse: bool = False) -> Conversion:
     """Rename an official state dict to ours, or ours to the official one with ``reverse``."""
-    rules = [_compile(*(rule[::-1] if reverse else rule)) for rule in HEAD_RULES + BACKBONE_RULES]
+    gated = any(".mlp.w3." in name or ".mlp.fc1_g." in name for name in state)
+    rules = [_GATED_RULE] * gated + HEAD_RULES + BACKBONE_RULES
+    rules = [_compile(*(rule[::-1] if reverse else rule)) for rule in rules]
     last = _last_head(state, reverse)
     converted: dict[str, Tensor] = {}
     renamed: dict[str, str] = {}
@@ -125,6 +132,11 @@ def convert(state: dict[str, Tensor], *, reverse: bool = False) -> Conversion:
                 converted[ALIAS_PREFIX + target] = value
         converted[target] = value
         renamed[name] = target
+        if not reverse and target.startswith(_TIMM) and target.endswith(".q_bias"):
+            _split_bias(converted, target)
+    if reverse:
+        for name in [name for name in converted if name.startswith(_DINO) and name.endswith(".v_bias")]:
+            _join_bias(converted, name)
     return Conversion(converted, renamed, unmatched, dropped)
 
 
@@ -206,6 +218,18 @@ def _rename(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
         if pattern.match(name):
             return pattern.sub(target, name, count=1)
     return None
+
+
+def _split_bias(state: dict[str, Tensor], name: str) -> None:
+    """A bias (3 C,) of query, key and value under ``name`` becomes two (C,); the key's is 0 in every release."""
+    query, _, value = state[name].chunk(3)
+    state[name], state[name.replace(".q_bias", ".v_bias")] = query, value
+
+
+def _join_bias(state: dict[str, Tensor], name: str) -> None:
+    """Undo ``_split_bias``; ``name`` is the value's."""
+    value, query = state.pop(name), name.replace(".v_bias", ".qkv.bias")
+    state[query] = torch.cat([state[query], torch.zeros_like(value), value])
 
 
 def _last_head(state: dict[str, Tensor], reverse: bool) -> int:

@@ -1,24 +1,20 @@
 #!/usr/bin/env python3
-"""Parameters, FLOPs, time and memory of a detector, module by module, as a table and as a trace."""
+"""Parameters, FLOPs, time and memory of a detector by module and by operation, as tables and as a trace."""
 
 import argparse
 import json
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 
-from d2x.atomic_files import atomic_write
+from d2x.atomic_files import write_text
 from d2x.checkpoint.files import Checkpointer
 from d2x.config.load import load_cfg
 from d2x.config.plugins import add_plugin_argument
 from d2x.detectors import class_count, set_class_count
 from d2x.errors import one_line_errors
-from d2x.report.model_profile import profile_model, profile_table
-
-OBJECTS = 8  # boxes of a made-up training image
+from d2x.report.model_profile import noise_batch, profile_model, profile_table
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,30 +46,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def made_up_batch(count: int, hw: tuple[int, int], num_classes: int) -> list[dict]:
-    """Noise with random boxes, in detectron2's format."""
-    generator = torch.Generator().manual_seed(0)
-    height, width = hw
-    batch = []
-    for _ in range(count):
-        corner = torch.rand(OBJECTS, 2, generator=generator) * torch.tensor([width, height]) * 0.6
-        size = torch.tensor([width, height]) * (0.05 + 0.35 * torch.rand(OBJECTS, 2, generator=generator))
-        instances = Instances(hw)
-        instances.gt_boxes = Boxes(torch.cat([corner, corner + size], dim=1))
-        instances.gt_classes = torch.randint(0, num_classes, (OBJECTS,), generator=generator)
-        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-        batch.append({"image": image, "instances": instances, "height": height, "width": width})
-    return batch
-
-
-def build(cfg: CfgNode, train: bool) -> torch.nn.Module:
-    """The model, with ``MODEL.WEIGHTS`` where they are given."""
-    model = build_model(cfg)
-    if cfg.MODEL.WEIGHTS:
-        Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    return model.train(train)
-
-
 def main(argv: list[str] | None = None) -> Path:
     """Run; returns the folder of the results."""
     args = parse_args(argv)
@@ -82,18 +54,19 @@ def main(argv: list[str] | None = None) -> Path:
     cfg = load_cfg(args.config_file, args.opts, plugins=args.plugin)
     if not class_count(cfg):
         set_class_count(cfg, len(cfg.DATASETS.CLASS_NAMES) or 80)
-    batch = made_up_batch(args.batch, args.hw, class_count(cfg))
-    found = profile_model(build(cfg, args.train), batch, depth=args.depth, flops=not args.no_flops)
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    table = profile_table(found)
-    with atomic_write(output / "profile.md") as file:
-        file.write(table.encode())
-    rows = {"modules": [one._asdict() for one in found.modules], "backward_seconds": found.backward_seconds}
-    with atomic_write(output / "profile.json") as file:
-        file.write(json.dumps(rows, indent=1).encode())
+    model = build_model(cfg)
+    if cfg.MODEL.WEIGHTS:
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    batch = noise_batch(args.batch, args.hw, class_count(cfg))
+    found = profile_model(model.train(args.train), batch, depth=args.depth, flops=not args.no_flops)
+    output, table = Path(args.output), profile_table(found)
+    write_text(output / "profile.md", table)
+    costs = {"modules": found.modules, "backward_seconds": found.backward_seconds}
+    write_text(output / "profile.json", json.dumps(costs, indent=1))
+    order = "self_device_time_total" if model.device.type == "cuda" else "self_cpu_time_total"
+    write_text(output / "operations.txt", found.trace.key_averages().table(sort_by=order, row_limit=40))
     found.trace.export_chrome_trace(str(output / "trace.json"))
-    print(f"\n{table}\n{output}: profile.md, profile.json, trace.json")
+    print(f"\n{table}\n{output}: profile.md, profile.json, operations.txt, trace.json")
     return output
 
 

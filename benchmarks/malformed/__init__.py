@@ -1,1 +1,0 @@
-"""Malformed inputs by the thousand: each must be skipped or refused as documented. ``run.py`` is the program."""

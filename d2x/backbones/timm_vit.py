@@ -14,12 +14,23 @@ from torch import Tensor
 from d2x.backbones.timm import from_release
 from d2x.backbones.vit import pad_to_patches
 
+# Models that timm lacks: the sizes in which they differ from one that it has. DINOv3's ViT-L+ is its ViT-H+, smaller.
+_RESIZED = {
+    f"vit_large_plus_patch16_dinov3{bias}": (
+        f"vit_huge_plus_patch16_dinov3{bias}",
+        {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    )
+    for bias in ("", "_qkvb")
+}
+
 
 class TimmViT(Backbone):
     """A timm ViT whose chosen blocks' outputs are concatenated over channels (DINOv3's detector, arXiv:2508.10104).
 
     Args:
-        name: timm model with ``forward_intermediates`` and one resolution, such as "vit_small_patch16_dinov3".
+        name: timm model with ``forward_intermediates`` and one resolution, such as "vit_small_patch16_dinov3"; also
+            "vit_large_plus_patch16_dinov3" and that with "_qkvb", which timm may lack. Only those with "_qkvb" have the
+            biases of query and value that are in DINOv3's files (in all but the 7B's; most are zeros).
         layers: the last n blocks, or block indices.
         normalise: apply the ViT's final norm to every chosen output.
         frozen: no parameter is trained, no graph is kept, and the model stays in evaluation mode.
@@ -49,10 +60,14 @@ class TimmViT(Backbone):
         activation_checkpointing: bool = False,
     ):
         super().__init__()
-        if name not in timm.list_models():
+        models = timm.list_models()
+        known, sizes = (name, {}) if name in models else _RESIZED.get(name, (name, {}))
+        if known not in models:
             raise ValueError(f"MODEL.TIMM_VIT.NAME: timm has no model '{name}'")
         try:
-            self.model = timm.create_model(name, num_classes=0, dynamic_img_size=True, drop_path_rate=drop_path_rate)
+            self.model = timm.create_model(
+                known, num_classes=0, dynamic_img_size=True, drop_path_rate=drop_path_rate, **sizes
+            )
         except TypeError as error:
             raise ValueError(f"MODEL.TIMM_VIT.NAME: '{name}' is no ViT that takes images of any size") from error
         count = len(self.model.blocks)

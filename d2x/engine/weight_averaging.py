@@ -1,5 +1,6 @@
 """Averaged weights (EMA or SWA) as a detectron2 hook around ``torch.optim.swa_utils``."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+logger = logging.getLogger(__name__)
 
 
 def ramped_decay(decay: float, updates: int) -> float:
@@ -28,7 +31,8 @@ class WeightAveraging(HookBase):
 
     The average is updated after every ``period``-th step from iteration ``start`` on. After the last step of a run
     that updated it, weights and average change places, so put this hook before the checkpointer and the evaluation:
-    ``model_final.pth`` then holds the average. Its state travels in every checkpoint, so resuming continues it.
+    ``model_final.pth`` then holds the average. A run too short for one keeps its weights as trained, and says so. The
+    state travels in every checkpoint, so resuming continues the average.
 
     Args:
         model: the (unwrapped) model whose parameters and buffers are averaged.
@@ -70,8 +74,15 @@ class WeightAveraging(HookBase):
         done = self.trainer.iter + 1 - self._start
         if done > 0 and done % self._period == 0:
             self.averaged.update_parameters(self._model)
-        if self.trainer.iter + 1 >= self.trainer.max_iter and self.num_averaged:
+        if self.trainer.iter + 1 < self.trainer.max_iter:
+            return
+        if self.num_averaged:
             self._swap()
+        else:
+            logger.warning(
+                "WEIGHT_AVERAGING took no average in %d iterations (START %d, PERIOD %d): the weights stay as trained",
+                *(self.trainer.max_iter, self._start, self._period),
+            )
 
     @property
     def num_averaged(self) -> int:

@@ -21,14 +21,14 @@ PRODUCTS_A_THREAD = 1 << 25
 
 def cpp_works(q: Tensor) -> bool:
     """Whether "auto" may take the kernels: queries on the CPU of a width that they know, and kernels that are right."""
-    return q.device.type == "cpu" and q.dtype != torch.float64 and _knows(q.shape[-1]) and _proven()
+    return q.device.type == "cpu" and q.dtype != torch.float64 and q.shape[-1] <= MAX_CHANNELS and _proven()
 
 
 def cpp_attention(q: Tensor, k: Tensor, v: Tensor, bias_x: Tensor, bias_y: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias + mask) v in float32, whatever the types.
 
     Args:
-        q: (N, h, Q, d), d a multiple of 8 up to 256.
+        q: (N, h, Q, d), d up to 256; the kernels work on whole vectors, so d that is no multiple of 8 is padded.
         k, v: (N, h, L, d), L = Hf * Wf row by row.
         bias_x, bias_y: (N, h, Q, Wf) and (N, h, Q, Hf).
         mask: (N, L) added to every query's logits, or None.
@@ -38,16 +38,19 @@ def cpp_attention(q: Tensor, k: Tensor, v: Tensor, bias_x: Tensor, bias_y: Tenso
 
     Raises:
         RuntimeError: no compiled kernels.
-        ValueError: another d.
+        ValueError: a larger d.
     """
     channels = q.shape[-1]
-    if not _knows(channels):
-        raise ValueError(f"heads of {channels} channels; the C++ kernels know multiples of {LANES} to {MAX_CHANNELS}")
+    if channels > MAX_CHANNELS:
+        raise ValueError(f"heads of {channels} channels; the C++ kernels know up to {MAX_CHANNELS}")
     if mask is None:
         mask = q.new_zeros(len(k), k.shape[2])
     with torch.autocast("cpu", enabled=False):
-        parts = (q.float() / math.sqrt(channels), k.float(), v.float(), bias_x.float(), bias_y.float(), mask.float())
-        return _attention(*parts)[0].to(v.dtype)
+        heads = (q.float() / math.sqrt(channels), k.float(), v.float())
+        if missing := -channels % LANES:  # channels of zeros add nothing to a product, and come out as zeros
+            heads = (F.pad(one, (0, missing)) for one in heads)
+        out = _attention(*heads, bias_x.float(), bias_y.float(), mask.float())[0]
+        return out[..., :channels].to(v.dtype)
 
 
 @torch.library.custom_op("plain_detr::axial_attention", mutates_args=())
@@ -118,10 +121,6 @@ def _differentiate(ctx, grad_out, *_):
 
 
 _attention.register_autograd(_differentiate, setup_context=_keep)
-
-
-def _knows(channels: int) -> bool:
-    return channels % LANES == 0 and channels <= MAX_CHANNELS
 
 
 def _rows(keys: Tensor, hw: tuple[int, int]) -> Tensor:

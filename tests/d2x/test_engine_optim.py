@@ -101,6 +101,21 @@ def test_average_is_in_the_model_during_evaluation_and_after_the_last_step():
     assert model.weight.item() == pytest.approx(3.0)  # mean of 1, 3, 5
 
 
+@pytest.mark.parametrize("mode", ["ema", "swa"])
+@pytest.mark.parametrize("schedule", [{"start": 4}, {"start": 2, "period": 3}], ids=["start not reached", "no period"])
+def test_a_run_too_short_for_an_average_ends_with_its_raw_weights(mode, schedule, caplog):
+    model = nn.Linear(1, 1, bias=False)
+    hook = WeightAveraging(model, mode=mode, **schedule)
+    _drive(hook, model, [1.0, 3.0, 5.0], max_iter=4)
+    with hook.applied():
+        assert model.weight.item() == 5.0  # evaluation in between sees the raw weights too
+    assert "no average" not in caplog.text
+    _drive(hook, model, [1.0, 3.0, 5.0, 7.0], max_iter=4)
+    assert hook.num_averaged == 0
+    assert model.weight.item() == 7.0
+    assert "WEIGHT_AVERAGING took no average in 4 iterations" in caplog.text
+
+
 def test_averaging_state_round_trips():
     model = nn.Linear(1, 1, bias=False)
     hook = WeightAveraging(model, mode="swa")

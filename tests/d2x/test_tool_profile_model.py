@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2x.report.model_profile import profile_model, profile_table
+from d2x.report.model_profile import noise_batch, profile_model, profile_table
 from tests.plain_detr.builders import random_record, tiny_model
 from tools.profile_model import main
 
@@ -29,12 +29,46 @@ class Toy(nn.Module):
 
 def test_counts_by_hand():
     found = profile_model(Toy().eval(), [{"image": torch.randn(3, 6, 8)}] * 2)
-    costs = {one.name: one for one in found.modules}
+    costs = {one["name"]: one for one in found.modules}
     assert set(costs) == {"", "conv", "linear"}
-    assert costs["conv"].parameters == 4 * 27 + 4 and costs[""].parameters == 4 * 27 + 4 + 25
-    assert costs["conv"].flops == 2 * 4 * 6 * 8 * 27 and costs["linear"].flops == 2 * 5 * 4
-    assert costs["conv"].kept >= 2 * 4 * 6 * 8 * 4 and costs[""].seconds > costs["conv"].seconds > 0
+    assert costs["conv"]["parameters"] == 4 * 27 + 4 and costs[""]["parameters"] == 4 * 27 + 4 + 25
+    assert costs["conv"]["flops"] == 2 * 4 * 6 * 8 * 27 and costs["linear"]["flops"] == 2 * 5 * 4
+    assert costs["conv"]["kept"] >= 2 * 4 * 6 * 8 * 4 and costs[""]["seconds"] > costs["conv"]["seconds"] > 0
     assert found.backward_seconds is None
+
+
+def test_the_table_shares_out_the_whole():
+    table = profile_table(profile_model(Toy().eval(), [{"image": torch.randn(3, 600, 800)}] * 2)).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if line.startswith("| ")]
+    assert [row[:5] for row in cells[:2]] == [
+        ["module", "", "parameters", "GFLOPs", "calls"],
+        ["all", "Toy", "137", "0.10", "1"],  # 2 images x 480,000 pixels x 4 channels x 27 weights
+    ]
+    assert cells[1][6] == "100%" and [row[0] for row in cells[2:]] == ["conv", "linear"]
+
+
+def test_what_fvcore_has_no_rule_for_is_named():
+    @torch.library.custom_op("test_profile::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    class Custom(Toy):
+        def forward(self, batch):
+            return [{"scores": twice(one["scores"])} for one in super().forward(batch)]
+
+    found = profile_model(Custom().eval(), [{"image": torch.randn(3, 6, 8)}] * 2)
+    assert found.uncounted == {"test_profile::twice": 2}
+    assert "Not counted: test_profile::twice (2 times)." in profile_table(found)
+
+
+def test_the_noise_is_valid_and_always_the_same():
+    first, second = noise_batch(2, (40, 90), 3), noise_batch(2, (40, 90), 3)
+    for one, other in zip(first, second, strict=True):
+        assert one["image"].shape == (3, 40, 90) and torch.equal(one["image"], other["image"])
+        x0, y0, x1, y1 = one["instances"].gt_boxes.tensor.unbind(1)
+        assert (x0 >= 0).all() and (y0 >= 0).all() and (x1 - x0 >= 4).all() and (y1 - y0 >= 2).all()
+        assert (x1 <= 90).all() and (y1 <= 40).all() and one["instances"].gt_classes.max() < 3
+    assert not torch.equal(first[0]["image"], first[1]["image"])
 
 
 def test_training_has_a_backward_pass_and_stays_training():
@@ -47,10 +81,10 @@ def test_training_has_a_backward_pass_and_stays_training():
 def test_attention_is_counted():
     model = tiny_model()
     found = profile_model(model, [random_record(64, 64, 0, 0)], depth=3)
-    costs = {one.name: one for one in found.modules}
-    assert costs["decoder.layers.0"].flops > 0 and costs["backbone"].flops > 0 and not found.uncounted
-    assert costs[""].flops >= costs["backbone"].flops + costs["decoder"].flops
-    assert costs["decoder.layers.0"].calls == 1
+    costs = {one["name"]: one for one in found.modules}
+    assert costs["decoder.layers.0"]["flops"] > 0 and costs["backbone"]["flops"] > 0 and not found.uncounted
+    assert costs[""]["flops"] >= costs["backbone"]["flops"] + costs["decoder"]["flops"]
+    assert costs["decoder.layers.0"]["calls"] == 1
 
 
 def test_command(tmp_path):
@@ -59,7 +93,9 @@ def test_command(tmp_path):
     rows = json.loads((tmp_path / "profile.json").read_text())
     assert rows["backward_seconds"] > 0 and {"backbone", "head"} <= {one["name"] for one in rows["modules"]}
     assert "traceEvents" in json.loads((tmp_path / "trace.json").read_text())
-    assert "| backbone |" in (tmp_path / "profile.md").read_text().replace("&nbsp;", "")
+    assert "\n| backbone " in (tmp_path / "profile.md").read_text()
+    operations = (tmp_path / "operations.txt").read_text()
+    assert "aten::convolution" in operations and "Self CPU time total" in operations
 
 
 @pytest.mark.parametrize("words", [["--size", "64"], ["--batch", "0"], ["--depth", "0"]])

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2x.backbones.config import add_backbone_config
 from d2x.backbones.swin_v2 import SwinV2
 from d2x.config.keys import add_d2x_config
 from plain_detr import add_plain_detr_config
@@ -37,6 +38,19 @@ def check(name: str, actual: Tensor, expected: Tensor, tolerance: dict) -> None:
         atol += tolerance["atol_relative_to_max"] * float(expected.abs().max())
     actual, rtol = actual.detach().float(), tolerance.get("rtol", 0.0)
     torch.testing.assert_close(actual, expected.float(), rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}")
+
+
+def check_gradient(case: Golden, name: str, actual: Tensor) -> None:
+    """Compare a gradient that the case stores under ``name``, no closer than float32 knows it.
+
+    The json tells by how much each gradient moved when all weights did by a rounding. One that is a sum of terms which
+    cancel (the keys' bias: all of them; a part of a bias network's, under logits of hundreds) is known no better than
+    that however small it is, and our sums have another order. Differences "of this order", so up to ten times, pass.
+    """
+    tolerance = dict(case.info["tolerance"]["grad"])
+    moved, _ = case.info["float32_sensitivity"]["values"].get(name, (0.0, 0.0))
+    tolerance["atol"] = max(tolerance["atol"], 10 * moved)
+    check(name, actual, case.tensors[name], tolerance)
 
 
 def coder_for(options: dict) -> BoxCoder:
@@ -182,6 +196,7 @@ def released_config(options: dict) -> CfgNode:
     """The config of a whole official model, with every released quirk switched on."""
     cfg = get_cfg()
     add_d2x_config(cfg)
+    add_backbone_config(cfg)
     add_plain_detr_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.META_ARCHITECTURE = "PlainDETR"

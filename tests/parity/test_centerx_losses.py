@@ -33,7 +33,7 @@ def test_heatmap_losses(case):
     golden = load("centerx", case)
     target = SparseHeatmap.of(golden.tensors["input.gt"])
     heatmap = golden.tensors["input.pred"]
-    slope = heatmap.double() * (1 - heatmap.double())  # of the sigmoid
+    slope = heatmap.double() * (1 - heatmap.double())  # of the sigmoid, which float32 knows to a few times 2^-24
     for name, loss in LOSSES.items():
         logits = torch.logit(heatmap.double()).requires_grad_()
         value = loss(logits, target)
@@ -43,9 +43,10 @@ def test_heatmap_losses(case):
             continue
         torch.testing.assert_close(value, golden.tensors[f"output.{name}"], rtol=1e-5, atol=1e-12)
         known = slope > 0
-        expected = golden.tensors[f"grad.{name}.pred"][known].double()
-        rtol = 1e-3 if "extreme" in case else 1e-4
-        torch.testing.assert_close(grad[known] / slope[known], expected, rtol=rtol, atol=1e-7)
+        expected = golden.tensors[f"grad.{name}.pred"].double()
+        allowed = 1e-4 * (expected * slope).abs() + 2**-21 * expected.abs()
+        off = ((grad - expected * slope).abs() - allowed)[known]
+        assert (off <= 0).all(), f"{name}: {off.max():.3g} more than allowed"
 
 
 @pytest.mark.parametrize("case", cases("centerx", "reg_l1"))

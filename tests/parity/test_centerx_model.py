@@ -14,10 +14,19 @@ from centerx.upsample_neck import UpsampleStage, make_upsampler
 from d2x.backbones.torchvision import TorchvisionResNet
 from d2x.config.keys import get_base_cfg
 
-from .centerx_parts import load_released, model_for, released_regnet, released_state
-from .golden import cases, folder, load
+from .centerx_parts import (
+    PRECISIONS,
+    STRIDE,
+    allowed,
+    check_whole,
+    load_released,
+    model_for,
+    released_regnet,
+    released_state,
+)
+from .golden import Golden, cases, folder, load
 
-WHOLE = {"rtol": 1e-4, "atol": 1e-4}
+in_either_precision = pytest.mark.parametrize("dtype", PRECISIONS, ids=["float64", "float32"])
 
 
 def neck_name(name: str) -> str:
@@ -37,7 +46,8 @@ def test_upsampling_layer(case, mode):
     layer.train(mode == "train")
     x = golden.tensors["input.x"].clone().requires_grad_()
     y = layer(x)
-    torch.testing.assert_close(y, golden.tensors[f"output.{mode}.y"], rtol=0, atol=1e-5)
+    expected = golden.tensors[f"output.{mode}.y"]
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     (y * golden.tensors["input.probe"]).sum().backward()
     ours = {"x": x.grad, **{name: parameter.grad for name, parameter in layer.named_parameters()}}
     for name, expected in golden.group(f"grad.{mode}").items():
@@ -64,9 +74,9 @@ def test_deformable_layer(case):
     layer.load_state_dict({short[name]: value for name, value in released_state(golden).items()})
     x = golden.tensors["input.x"].clone().requires_grad_()
     raw = layer.offset(x)
-    torch.testing.assert_close(raw[:, :18], golden.tensors["output.offset"], rtol=1e-4, atol=1e-5)
     y = layer(x)
-    torch.testing.assert_close(y, golden.tensors["output.y"], rtol=1e-4, atol=1e-5)
+    for found, expected in ((raw[:, :18], golden.tensors["output.offset"]), (y, golden.tensors["output.y"])):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     if not golden.group("grad"):
         return
     (y * golden.tensors["input.probe"]).sum().backward()
@@ -83,8 +93,9 @@ def test_normalisation_and_padding(case):
     model = model_for({"opts": {**opts, "MODEL.CENTERNET.USE_DEFORM": False}})
     images = golden.group("input.image")
     out = model.preprocess_image([{"image": images[str(i)]} for i in range(len(images))])
-    # 1e-6 absolute on values up to 2.6 is 4 roundings of float32; the factor 255 sits elsewhere in ours
-    torch.testing.assert_close(out.tensor, golden.tensors["output.batch"], rtol=0, atol=1e-6)
+    # 4 roundings of float32; the factor 255 sits elsewhere in ours
+    expected = golden.tensors["output.batch"]
+    torch.testing.assert_close(out.tensor, expected, rtol=0, atol=4 * 2**-23 * expected.abs().max().item())
     assert [list(size) for size in out.image_sizes] == golden.tensors["output.image_sizes"].tolist()
 
 
@@ -101,77 +112,98 @@ def batch(golden):
     return inputs
 
 
-def check_maps(predictions, golden, prefix):
-    torch.testing.assert_close(predictions.heatmap_logits.sigmoid(), golden.tensors[f"{prefix}.head.cls"], **WHOLE)
-    torch.testing.assert_close(predictions.size, golden.tensors[f"{prefix}.head.wh"], **WHOLE)
-    torch.testing.assert_close(predictions.offset, golden.tensors[f"{prefix}.head.reg"], **WHOLE)
+def check_maps(predictions, golden: Golden, prefix: str, dtype: torch.dtype) -> None:
+    tolerance = allowed(golden, f"{prefix}.head", dtype)
+    maps = {"cls": predictions.heatmap_logits.sigmoid(), "wh": predictions.size, "reg": predictions.offset}
+    for name, found in maps.items():
+        check_whole(f"{prefix} {name}", found, golden.tensors[f"{prefix}.head.{name}"], tolerance)
 
 
+def check_gradients(model, golden: Golden, names: dict[str, str], norm: torch.Tensor, group: str, dtype: torch.dtype):
+    """Gradients of those parameters that the golden has, by their released ``names``, and the ``norm`` of all.
+
+    Entry by entry in float64. In float32 one unit that a rounding takes across its kink, on one machine and not on
+    another, moves entries by more than any rounding, so there the whole is compared.
+    """
+    ours = dict(model.named_parameters())
+    for name, expected in golden.group("grad").items():
+        found = ours[names[name.removeprefix("train.")]].grad
+        if dtype == torch.float64:
+            check_whole(name, found, expected, allowed(golden, "grad", dtype))
+        else:
+            assert (found - expected).norm() <= 1e-2 * expected.norm(), name
+    total = torch.stack([p.grad.double().norm() for p in model.parameters() if p.grad is not None]).norm()
+    check_whole("gradient norm", total, norm, allowed(golden, group, dtype, stated=1e-2))
+
+
+@in_either_precision
 @pytest.mark.parametrize("case", cases("centerx", "model"))
-def test_whole_model_in_training(case):
+def test_whole_model_in_training(case, dtype):
     golden = load("centerx", case)
     options, tensors = golden.info["options"], golden.tensors
     if "train" not in options.get("modes", ["train"]):
         pytest.skip("the case has no training part")
     model = model_for(options["model"])
     load_released(model, released_state(golden))
-    model.train()
-    inputs = batch(golden)
+    model.to(dtype).train()
     kept = {}
     model.head.register_forward_hook(lambda module, args, out: kept.update(predictions=out))
     model.backbone.bottom_up.register_forward_hook(lambda module, args, out: kept.update(features=out))
-    losses = model(inputs)
+    losses = model(batch(golden))
     assert list(losses) == ["loss_cls", "loss_box_wh", "loss_off_reg"]
+    losses["total"] = sum(losses.values())
     for name, value in losses.items():
-        torch.testing.assert_close(value, tensors[f"output.train.{name}"], **WHOLE)
-    total = sum(losses.values())
-    torch.testing.assert_close(total, tensors["output.train.total"], **WHOLE)
-    check_maps(kept["predictions"], golden, "output.train")
-    torch.testing.assert_close(kept["features"]["res5"], tensors["output.train.backbone"], rtol=1e-3, atol=1e-3)
-    total.backward()
-    ours = dict(model.named_parameters())
+        check_whole(name, value, tensors[f"output.train.{name}"], allowed(golden, f"output.train.{name}", dtype))
+    check_maps(kept["predictions"], golden, "output.train", dtype)
+    tolerance = allowed(golden, "output.train.backbone", dtype)
+    check_whole("backbone", kept["features"]["res5"], tensors["output.train.backbone"], tolerance)
+    losses["total"].backward()
     names = convert(released_state(golden)).renamed
-    for name, expected in golden.group("grad").items():
-        found = ours[names[name.removeprefix("train.")]].grad
-        assert (found - expected).abs().max() <= 1e-3 * expected.abs().max(), name
-    norm = torch.stack([p.grad.double().norm() for p in ours.values() if p.grad is not None]).norm()
-    torch.testing.assert_close(norm, tensors["output.train.grad_norm"].double(), rtol=1e-4, atol=0)
-    buffers = dict(model.named_buffers())
+    group = "output.train.grad_norm"
+    check_gradients(model, golden, names, tensors[group], group, dtype)
+    buffers, tolerance = dict(model.named_buffers()), allowed(golden, "output.train.buffer", dtype)
     for name, expected in golden.group("output.train.buffer").items():
-        torch.testing.assert_close(buffers[names[name]], expected, rtol=1e-4, atol=1e-5)
+        check_whole(name, buffers[names[name]], expected, tolerance)
 
 
+@in_either_precision
 @pytest.mark.parametrize("case", cases("centerx", "model"))
-def test_whole_model_in_evaluation(case):
+def test_whole_model_in_evaluation(case, dtype):
     golden = load("centerx", case)
     options, tensors = golden.info["options"], golden.tensors
     if "eval" not in options.get("modes", ["eval"]):
         pytest.skip("the case has no evaluation part")
     model = model_for(options["model"])
     load_released(model, released_state(golden))
-    model.eval()
+    model.to(dtype).eval()
     inputs = batch(golden)
     with torch.no_grad():
         images = model.preprocess_image(inputs)
         assert list(images.tensor.shape[2:]) == options["padded_size"]
-        check_maps(model.predict(images.tensor), golden, "output.eval")
+        check_maps(model.predict(images.tensor), golden, "output.eval", dtype)
         results = model(inputs)
+    score_tolerance = allowed(golden, "output.eval.head", dtype, stated=1e-5)
+    largest = tensors["output.eval.head.wh"].abs().max().item()
     for i, result in enumerate(results):
         found = result["instances"]
         ours = (found.pred_boxes.tensor, found.scores, found.pred_classes.float())
-        check_detections(ours, [tensors[f"output.eval.inference.{i}.{n}"] for n in ("boxes", "scores", "classes")])
+        expected = [tensors[f"output.eval.inference.{i}.{n}"] for n in ("boxes", "scores", "classes")]
+        scale = max(o / n for o, n in zip(options["original_sizes"][i], options["image_sizes"][i]))
+        # half a size's error and that of the centre; 0.01 px is what the README states
+        pixels = max(1e-2, STRIDE * scale * score_tolerance * largest)
+        check_detections([value.double() for value in ours], [e.double() for e in expected], score_tolerance, pixels)
 
 
-def check_detections(ours, expected):
-    """Scores one by one; a box has to be found among those whose scores differ by less than 2e-5."""
-    torch.testing.assert_close(ours[1], expected[1], rtol=0, atol=1e-5)
+def check_detections(ours, expected, score_tolerance: float, pixels: float) -> None:
+    """Scores one by one; a box has to be found among those whose scores may have been in each other's place."""
+    torch.testing.assert_close(ours[1], expected[1], rtol=0, atol=score_tolerance)
     last = expected[1][-1]
     for box, score, kind in zip(*expected):
-        if score == 0 or score - last < 2e-5:
+        if score == 0 or score - last < 2 * score_tolerance:
             continue
-        near = (ours[1] - score).abs() < 2e-5
+        near = (ours[1] - score).abs() < 2 * score_tolerance
         off = (ours[0][near] - box).abs().amax(1) + 1e3 * (ours[2][near] != kind)
-        assert off.min() <= 1e-2
+        assert off.min() <= pixels
 
 
 @pytest.mark.parametrize("case", cases("centerx", "checkpoint_keys"))

@@ -109,4 +109,6 @@ def test_stochastic_weight_averaging(case):
     assert counts == golden.tensors["output.n_avg_after_step"].tolist()
     torch.testing.assert_close(torch.stack(averages), golden.tensors["output.swa_average_after_step"], **close)
     torch.testing.assert_close(model.weight.detach(), golden.tensors["output.final_param"], **close)
-    torch.testing.assert_close(hook.averaged.module.weight.detach(), golden.tensors["output.final_swa_buffer"], **close)
+    if hook.num_averaged:  # a run too short for one average ends with its raw weights, and the original has no buffer
+        left = hook.averaged.module.weight.detach()
+        torch.testing.assert_close(left, golden.tensors["output.final_swa_buffer"], **close)

@@ -1,5 +1,6 @@
 """Released state dicts fit the models of our configs, name by name and shape by shape, and come back."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import plain_detr  # noqa: F401
 from d2x.config.load import load_cfg
 from plain_detr import PlainDETR
 from plain_detr.checkpoint_keys import COCO_IDS, convert, from_official, to_official
-from tests.parity.golden import cases, load
+from tests.parity.golden import COMMITTED, cases, load
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "PlainDETR" / "configs"
 RELEASED = {
@@ -18,6 +19,7 @@ RELEASED = {
     "swinv2_small_sup_pt_boxrpe": "released/swinv2_s_sup_boxrpb.yaml",
     "swinv2_small_sup_pt_ape": "released/swinv2_s_sup_ape.yaml",
     "dinov3_vit7b16_detector": "dinov3_vit_7b_frozen.yaml",
+    "dinov3_vitl16plus_detector": "dinov3_vit_l_plus_frozen.yaml",
 }
 
 
@@ -66,9 +68,11 @@ def model_for(case: str, info: dict) -> PlainDETR:
 @pytest.mark.parametrize("case", cases("plain_detr", "checkpoint_keys"))
 def test_released_names_are_those_of_our_model_and_back(case):
     info = load("plain_detr", case).info
-    released = official(info)
-    model = model_for(case, info)
+    check_names(info, model_for(case, info))
 
+
+def check_names(info: dict, model: PlainDETR) -> None:
+    released = official(info)
     conversion = convert(released)
     assert conversion.unmatched == []
     assert set(conversion.dropped) & set(info["keys"]) <= set(info["buffers"])
@@ -81,6 +85,47 @@ def test_released_names_are_those_of_our_model_and_back(case):
     lost = set(conversion.dropped) - set(info["keys"])
     theirs = {name: tuple(value.shape) for name, value in released.items() if name not in lost}
     assert {name: tuple(value.shape) for name, value in back.state.items()} == theirs
+
+
+# The other ViTs of DINOv3: width, blocks, and width inside a block's MLP, which is gated in the "plus" models.
+DINOV3_VITS = {
+    "vit_small_patch16_dinov3_qkvb": (384, 12, 1536),
+    "vit_small_plus_patch16_dinov3_qkvb": (384, 12, 1536),
+    "vit_base_patch16_dinov3_qkvb": (768, 12, 3072),
+    "vit_large_patch16_dinov3_qkvb": (1024, 24, 4096),
+    "vit_large_plus_patch16_dinov3_qkvb": (1024, 24, 4096),
+    "vit_huge_plus_patch16_dinov3_qkvb": (1280, 32, 5120),
+}
+
+
+def dinov3_names(width: int, blocks: int, inner: int, gated: bool) -> dict[str, list[int]]:
+    """Names and shapes in the release's file of a ViT; unlike the 7B's they have biases of query, key and value."""
+    norms = {f"{name}.{part}": [width] for name in ("norm1", "norm2") for part in ("weight", "bias")}
+    block = norms | {"attn.qkv.weight": [3 * width, width], "attn.proj.weight": [width, width]}
+    block |= {"attn.qkv.bias": [3 * width], "attn.qkv.bias_mask": [3 * width], "attn.proj.bias": [width]}
+    block |= {"ls1.gamma": [width], "ls2.gamma": [width]}
+    into, out = (("w1", "w2"), "w3") if gated else (("fc1",), "fc2")
+    block |= {f"mlp.{name}.weight": [inner, width] for name in into} | {f"mlp.{name}.bias": [inner] for name in into}
+    block |= {f"mlp.{out}.weight": [width, inner], f"mlp.{out}.bias": [width]}
+    names = {"cls_token": [1, 1, width], "storage_tokens": [1, 4, width], "mask_token": [1, width]}
+    names |= {"patch_embed.proj.weight": [width, 3, 16, 16], "patch_embed.proj.bias": [width]}
+    names |= {"rope_embed.periods": [16], "norm.weight": [width], "norm.bias": [width]}
+    return names | {f"blocks.{index}.{name}": shape for index in range(blocks) for name, shape in block.items()}
+
+
+@pytest.mark.parametrize("name", DINOV3_VITS)
+def test_the_detector_on_any_vit_of_dinov3_converts(name):
+    """As the released detector on the 7B, whose head has the same names."""
+    width, blocks, inner = DINOV3_VITS[name]
+    info = json.loads((COMMITTED / "plain_detr" / "checkpoint_keys__dinov3_vit7b16_detector.json").read_text())
+    info["keys"]["input_proj.0.0.weight"] = [768, 2 * 4 * width, 1, 1]  # whole image and windows, four blocks each
+    info["backbone_keys"] = dinov3_names(width, blocks, inner, gated="plus" in name)
+    layers = [blocks // 4 * part - 1 for part in (1, 2, 3, 4)]
+    opts = ["MODEL.TIMM_VIT.NAME", name, "MODEL.TIMM_VIT.LAYERS", layers, "MODEL.PLAIN_DETR.NUM_CLASSES", 91]
+    cfg = load_cfg(str(CONFIGS / RELEASED["dinov3_vit7b16_detector"]), opts)
+    with torch.device("meta"):
+        model = PlainDETR(cfg)
+    check_names(info, model)
 
 
 @pytest.mark.parametrize("case", cases("plain_detr", "checkpoint_keys"))

@@ -54,6 +54,22 @@ def test_a_file_of_something_else_is_refused():
         from_official({})
 
 
+def test_dinov3s_bias_is_split_and_the_keys_part_comes_back_as_zeros():
+    block = "backbone.0._backbone.backbone.blocks.3.attn."
+    state = {block + "qkv.bias": torch.arange(6.0), block + "qkv.bias_mask": torch.ones(6)}
+    conversion = convert(state)
+    ours = {name: value.tolist() for name, value in conversion.state.items()}
+    assert ours == {
+        "backbone.model.blocks.3.attn.q_bias": [0, 1],
+        "backbone.model.blocks.3.attn.v_bias": [4, 5],
+    }
+    assert conversion.dropped == [block + "qkv.bias_mask"]
+    assert conversion.renamed == {block + "qkv.bias": "backbone.model.blocks.3.attn.q_bias"}
+    for order in (1, -1):
+        back = convert(dict(list(conversion.state.items())[::order]), reverse=True)
+        assert {name: value.tolist() for name, value in back.state.items()} == {block + "qkv.bias": [0, 1, 0, 0, 4, 5]}
+
+
 def test_unknown_names_are_reported_and_the_rest_is_converted():
     state = {"transformer.level_embed": torch.zeros(1, 4), "transformer.new_part.weight": torch.zeros(1)}
     conversion = convert(state)

@@ -33,12 +33,22 @@ def test_padding_changes_nothing(window, norm_first):
     torch.testing.assert_close(encoder(padded, padded_position, padding)[..., :4, :5], alone, rtol=1e-4, atol=1e-5)
 
 
+def influence(out, x):
+    """(H, W): how much each cell of ``x`` moves one cell's outputs (C,).
+
+    Through a random weighting of them: the sum of a layer norm's outputs is constant, so its gradients are rounding.
+    """
+    weighting = torch.randn(len(out), generator=torch.Generator().manual_seed(1))
+    return torch.autograd.grad(out @ weighting, x)[0][0].abs().sum(0)
+
+
 def test_a_window_sees_its_own_tokens_and_the_shift_carries_on():
     encoder = build(4)
     x, position = torch.randn(1, 16, 8, 8, requires_grad=True), torch.zeros(1, 8, 8, 16)
     padding = torch.zeros(1, 8, 8, dtype=torch.bool)
-    seen = torch.autograd.grad(encoder.layers[0](x.permute(0, 2, 3, 1), position, padding)[0, 1, 1].sum(), x)[0]
-    touched = seen[0].abs().sum(0) > 0
-    assert touched[:4, :4].all() and not touched[4:].any() and not touched[:, 4:].any()
-    both = torch.autograd.grad(encoder(x, position, padding)[0, :, 3, 3].sum(), x)[0]
-    assert (both[0].abs().sum(0) > 0).all()
+    seen = influence(encoder.layers[0](x.permute(0, 2, 3, 1), position, padding)[0, 1, 1], x)
+    noise = 1e-5 * seen.max()  # 100 roundings of float32: what counts as seen is no rounding error
+    assert (seen[:4, :4] > noise).all()
+    assert not seen[4:].any() and not seen[:, 4:].any()  # no path at all, so exactly 0
+    both = influence(encoder(x, position, padding)[0, :, 3, 3], x)
+    assert (both > 1e-5 * both.max()).all()

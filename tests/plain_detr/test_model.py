@@ -42,14 +42,30 @@ def test_detections_are_in_the_file_and_sorted(variant):
     assert (found.scores.diff() <= 0).all() and found.pred_classes.dtype == torch.int64
 
 
+@torch.no_grad()
+def clearly_ranked(model, image) -> bool:
+    """Whether no two of the proposals that compete for a query are nearly tied: which comes first is rounding then."""
+    _, selection = model.eval().predict(model.encode([model.normalized(image)]), training=True)
+    scores = selection.prediction.logits[0]
+    scores = scores.amax(-1) if model.proposals.class_aware else scores[:, 0]
+    if selection.prediction.valid is not None:
+        scores = scores[selection.prediction.valid[0]]
+    best = scores.sort(descending=True).values[: sum(model.groups.sizes(training=False)) + 1]
+    return bool((best.diff() < -1e-4).all())
+
+
 def require_batch_independence(model, seed):
     records = [record(*size, seed=10 * seed + index) for index, size in enumerate(SIZES)]
     alone = [detections(model, [one])[0] for one in records]
+    ranked = [clearly_ranked(model, one["image"]) for one in records]
+    assert sum(ranked) >= len(records) - 2  # ties are rare
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
     for count in (2, 3, len(records)):
         chosen = order[:count]
         for index, found in zip(chosen, detections(model, [records[index] for index in chosen])):
             wanted = alone[index]
+            if not ranked[index]:
+                continue
             assert len(found) == len(wanted)
             torch.testing.assert_close(found.scores, wanted.scores, rtol=0, atol=1e-4)
             torch.testing.assert_close(found.pred_boxes.tensor, wanted.pred_boxes.tensor, rtol=0, atol=1e-2)
@@ -347,7 +363,8 @@ def test_attention_weights_are_what_the_layer_uses(variant, norm_first):
             handle.remove()
         values = seen["values"][0].unflatten(-1, (2, -1)).transpose(0, 1)  # (heads, L, d)
         attended = (weights.flatten(2) @ values).transpose(0, 1).flatten(1)
-        torch.testing.assert_close(seen["attended"][0], attended, rtol=1e-4, atol=1e-5)
+        # Logits go up to 180 here, where float32 steps are 1.5e-5 wide, and weights are known no better; values to 2.6.
+        torch.testing.assert_close(seen["attended"][0], attended, rtol=1e-4, atol=5e-5)
         without = model.attention_weights(image, layer=index, with_bias=False)
         assert torch.allclose(without, weights) == (variant == "absolute")
 
