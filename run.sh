@@ -72,7 +72,7 @@ case "$command" in
     "$PY" -m ruff check .
     "$PY" -m ruff format --check .
     "$PY" -m pyright --pythonpath "$("$PY" -c 'import sys; print(sys.executable)')"
-    cores=$("$PY" -c 'import os; print(min(4, len(os.sched_getaffinity(0))))')
+    cores=$("$PY" -c 'import os; print(min(4, len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))))')
     exec "$PY" -m pytest -n "$cores" --dist loadgroup "$@" # of two -n the last one counts
     ;;
   *)
