@@ -18,8 +18,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Imported once, before the first fork: the programs, and benchmarks/lives.py, which forks from the same server.
-PRELOADED = ("benchmarks.lives", "tests.fork_server", *(f"tools.{path.stem}" for path in ROOT.glob("tools/[a-z]*.py")))
+# Imported once, before the first fork.
+PRELOADED = ("tests.fork_server", *(f"tools.{path.stem}" for path in ROOT.glob("tools/[a-z]*.py")))
 
 
 class Program:

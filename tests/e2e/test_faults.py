@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.lives import kill_at_random
-from benchmarks.tiny_run import (
+from d2x.checkpoint.fingerprint import differences
+from tests.faults.tiny_run import (
     DEADLINE,
     LIMITED,
     READ_ONLY,
@@ -20,13 +20,13 @@ from benchmarks.tiny_run import (
     command,
     errors,
     interrupt,
+    kill_at_random,
     last_checkpoint,
     leftovers,
     start,
     wait,
     wait_for_checkpoint,
 )
-from d2x.checkpoint.fingerprint import differences
 from tests.fork_server import Program
 
 OPTS = [*RICH, "SOLVER.MAX_ITER", 14]
@@ -93,7 +93,7 @@ def test_interrupted_run_ends_with_the_same_bits(whole, tmp_path):
 
 
 def test_fifty_kills_at_random_moments_of_one_run(tmp_path):
-    """The script ``benchmarks/faults.py`` does so with evaluations and loader processes, too."""
+    """The script ``tests/faults`` does so with evaluations and loader processes, too."""
     opts = [*RICH, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.ACCUMULATE", 1, "SOLVER.MAX_ITER", 120]
     output, log, rng = tmp_path / "run", tmp_path / "printed.txt", random.Random(0)
     assert run(command(tmp_path / "whole", *opts), log) == 0, log.read_text()[-3000:]

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.tiny_run import (
+from d2x.checkpoint.fingerprint import differences
+from d2x.engine.launch import OWN_STORE
+from tests.e2e import two_processes
+from tests.faults.tiny_run import (
     ROOT,
     command,
     errors,
@@ -20,9 +23,6 @@ from benchmarks.tiny_run import (
     wait,
     wait_for_checkpoint,
 )
-from d2x.checkpoint.fingerprint import differences
-from d2x.engine.launch import OWN_STORE
-from tests.e2e import two_processes
 from tests.fork_server import Program
 
 # SGD at a rate at which it is stable: differences of rounding stay small, which they do not in a run that diverges.
