@@ -16,7 +16,7 @@ from tqdm import tqdm
 from d2x.config.load import load_cfg
 from d2x.config.plugins import add_plugin_argument
 from d2x.data.prepare import prepare_classes
-from d2x.deploy.benchmark import PYTORCH, Worker, exported_command, measure, serve, table
+from d2x.deploy.benchmark import PYTORCH, Worker, measure, serve, table
 from d2x.deploy.export import ExportOptions, export_model
 from d2x.deploy.manifest import PRECISIONS
 from d2x.deploy.runtimes import FORMATS
@@ -73,7 +73,7 @@ def pytorch_call(cfg: CfgNode, args: argparse.Namespace, *, compiled: bool) -> C
     model = Predictor(cfg).model
     deployment = get_deployment(cfg.MODEL.META_ARCHITECTURE)
     graph = deployment.build_graph(model, deployment.FORMS[0]).eval()
-    size = [-(-side // graph.divisibility) * graph.divisibility for side in args.size]
+    size = [-(-side // graph.facts.divisibility) * graph.divisibility for side in args.size]
     example = graph.example(size, args.batch)
     run = torch.compile(graph) if compiled else graph
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
                 if subject not in PYTORCH:
                     folder = Path(scratch) / subject.replace(":", "_")
                     export_subject(cfg, subject, folder, args)
-                    command = exported_command(folder, args.threads)
+                    command = [sys.executable, "-m", "d2x.deploy.benchmark", str(folder), str(args.threads)]
                 workers.append(Worker(subject, command))
             timings = measure(workers, rounds=args.rounds, repeats=args.repeats, batch=args.batch)
         finally:

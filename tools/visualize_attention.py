@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import transforms as T
 
 from d2x.config.load import load_cfg
 from d2x.config.plugins import add_plugin_argument
 from d2x.data.images import read_image
 from d2x.data.prepare import prepare_classes
-from d2x.detectors import get_recipe
 from d2x.errors import one_line_errors
 from d2x.inference.predictor import Predictor
 from d2x.report.predictions import save_grid, titled
@@ -50,12 +48,10 @@ def main(argv: list[str] | None = None) -> Path:
     cfg = prepare_classes(load_cfg(args.config_file, args.opts, plugins=args.plugin))
     if cfg.MODEL.META_ARCHITECTURE != "PlainDETR":
         raise ValueError(f"{args.config_file}: a {cfg.MODEL.META_ARCHITECTURE} has no cross-attention to draw")
-    model = Predictor(cfg).model
-    data = T.AugInput(read_image(args.input, cfg.INPUT.FORMAT))
-    T.AugmentationList(get_recipe("PlainDETR").test_augmentations(cfg))(data)
-    image = np.ascontiguousarray(data.image)
+    predictor = Predictor(cfg)
+    image = np.ascontiguousarray(predictor.resize(read_image(args.input, cfg.INPUT.FORMAT)))
     pixels = torch.as_tensor(image.transpose(2, 0, 1).copy())
-    found = query_attention(model, pixels, queries=args.query, count=args.count, layer=args.layer)
+    found = query_attention(predictor.model, pixels, queries=args.query, count=args.count, layer=args.layer)
     if cfg.INPUT.FORMAT == "BGR":
         image = image[..., ::-1]
     scale, names = args.cell / image.shape[1], cfg.DATASETS.CLASS_NAMES

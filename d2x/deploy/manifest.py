@@ -31,8 +31,34 @@ OUTPUTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Manifest:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphFacts:
+    """What a program that runs a graph must know of it.
+
+    Attributes:
+        mean, std: per channel, 0-255. The graph normalises: its input is 0-255. Pixels of padding are the mean.
+        divisibility: height and width of the input are multiples of it.
+        smallest: least height and width of an input of any size.
+        max_detections: D, rows an image.
+        stride: input pixels per cell of the maps; 0 for a form without maps.
+        min_score: a detection scores more.
+        clip: boxes are clipped to the image, those empty then dropped.
+        centres_in_padding: keep peaks in cells without image; for forms with maps.
+    """
+
+    mean: list[float]
+    std: list[float]
+    divisibility: int
+    max_detections: int
+    smallest: int = 1
+    stride: int = 0
+    min_score: float = 0.0
+    clip: bool = True
+    centres_in_padding: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest(GraphFacts):
     """All that is needed to feed an exported model and to read what it gives.
 
     Attributes:
@@ -43,16 +69,9 @@ class Manifest:
         precision: "fp32", "fp16" or "int8".
         classes: names; empty when the training knew none.
         channels: "RGB" or "BGR", the order of the input's channels.
-        mean, std: per channel, 0-255. The graph normalises: its input is 0-255. Pixels of padding are the mean.
         resize: see ``d2x.deploy.resize``.
-        divisibility: height and width of the input are multiples of it.
         size: (height, width) of the input; None when any is accepted, both sides at least ``smallest``.
         batch: number of images of the input; None when any is accepted.
-        stride: input pixels per cell of the maps; 0 for a form without maps.
-        max_detections: D, rows an image.
-        min_score: a detection scores more.
-        clip: boxes are clipped to the image, those empty then dropped.
-        centres_in_padding: keep peaks in cells without image; for forms with maps.
         inputs: name -> dtype, shape and meaning.
         outputs: name -> meaning.
         source: checkpoint's file name and SHA-256.
@@ -67,18 +86,9 @@ class Manifest:
     precision: str
     classes: list[str]
     channels: str
-    mean: list[float]
-    std: list[float]
     resize: dict[str, Any]
-    divisibility: int
-    smallest: int
     size: tuple[int, int] | None
     batch: int | None
-    stride: int
-    max_detections: int
-    min_score: float
-    clip: bool
-    centres_in_padding: bool
     inputs: dict[str, dict[str, str]]
     outputs: dict[str, str]
     source: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -5,12 +5,13 @@ from typing import NamedTuple
 import numpy as np
 
 
-class PeakBoxes(NamedTuple):
-    """Detections of one image, by descending score; equal scores by class, row, column.
+class Detections(NamedTuple):
+    """Detections of one image, by descending score.
 
-    boxes: (M, 4) float32 xyxy, pixels of the network input, not clipped.
-    scores: (M,) float32.
-    classes: (M,) int64.
+    Attributes:
+        boxes: (M, 4) float32 xyxy, pixels.
+        scores: (M,) float32.
+        classes: (M,) int64, index into the manifest's ``classes``.
     """
 
     boxes: np.ndarray
@@ -54,8 +55,10 @@ def read_peaks(
     stride: int,
     min_score: float,
     limit: int,
-) -> PeakBoxes:
-    """The boxes at all cells that score more than ``min_score``.
+) -> Detections:
+    """The boxes at all cells that score more than ``min_score``, in pixels of the network input, not clipped.
+
+    Equal scores are in the order of class, row and column.
 
     Args:
         heat: (K, Hf, Wf), zero everywhere but at peaks.
@@ -79,4 +82,4 @@ def read_peaks(
     first = 2 * classes if len(size) > 2 else np.zeros_like(classes)
     half = np.stack([size[first, row, column], size[first + 1, row, column]], axis=1) / 2
     boxes = np.concatenate([centre - half, centre + half], axis=1) * stride
-    return PeakBoxes(boxes.astype(np.float32), scores, classes.astype(np.int64))
+    return Detections(boxes.astype(np.float32), scores, classes.astype(np.int64))

@@ -21,7 +21,7 @@ class _Feeds(CalibrationDataReader):
     def __init__(self, feeds: Sequence[dict[str, np.ndarray]]):
         self._feeds: Iterator[dict[str, np.ndarray]] = iter(feeds)
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
+    def get_next(self):
         return next(self._feeds, None)
 
 

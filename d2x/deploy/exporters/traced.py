@@ -3,8 +3,7 @@
 import torch
 from torch.export import Dim, ExportedProgram
 
-from d2x.deploy.exporters.request import ExportRequest
-from d2x.deploy.graph import DetectionGraph
+from d2x.deploy.graph import DetectionGraph, ExportRequest
 
 
 def trace(graph: DetectionGraph, request: ExportRequest) -> ExportedProgram:
@@ -27,8 +26,8 @@ def trace(graph: DetectionGraph, request: ExportRequest) -> ExportedProgram:
 
 def _dynamic_shapes(graph: DetectionGraph) -> dict[str, dict[int, Dim]]:
     batch = Dim("batch", min=1)
-    multiple = graph.divisibility
-    height, width = (Dim(name, min=graph.smallest // multiple) for name in ("height", "width"))
+    multiple = graph.facts.divisibility
+    height, width = (Dim(name, min=graph.facts.smallest // multiple) for name in ("height", "width"))
     if multiple > 1:
         height, width = multiple * height, multiple * width
     shapes = {"images": {0: batch, 2: height, 3: width}, "sizes": {0: batch}}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import ncnn
+import ncnn  # pyright takes this file for the package: hence what is ignored below
 import numpy as np
 
 from d2x.deploy.manifest import Manifest
@@ -12,7 +12,7 @@ class Runtime:
     """Runs ``model.ncnn.param`` and ``model.ncnn.bin`` on the CPU, one image at a time."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None, precision: str = "fp32"):
-        self._net = ncnn.Net()
+        self._net = ncnn.Net()  # pyright: ignore[reportAttributeAccessIssue]
         options = self._net.opt
         if threads:
             options.num_threads = threads
@@ -33,7 +33,8 @@ class Runtime:
     def _run(self, image: np.ndarray) -> dict[str, np.ndarray]:
         found = {}
         with self._net.create_extractor() as extractor:
-            extractor.input("in0", ncnn.Mat(np.ascontiguousarray(image)).clone())
+            pixels = ncnn.Mat(np.ascontiguousarray(image))  # pyright: ignore[reportAttributeAccessIssue]
+            extractor.input("in0", pixels.clone())
             for i, name in enumerate(self._outputs):
                 status, value = extractor.extract(f"out{i}")
                 if status:

@@ -22,4 +22,4 @@ class Runtime:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, inputs)))
+        return dict(zip(self._outputs, map(np.asarray, self._session.run(self._outputs, inputs))))

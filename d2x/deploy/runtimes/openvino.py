@@ -27,7 +27,7 @@ class Runtime:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None, precision: str = "fp32"):
-        settings = {"PERFORMANCE_HINT": "LATENCY"}
+        settings: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
         if precision == "fp32":
             settings["INFERENCE_PRECISION_HINT"] = "f32"
         if threads:

@@ -1,17 +1,15 @@
 """TensorRT, or TensorRT for RTX; torch holds the memory on the GPU."""
 
+import importlib
+import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from d2x.deploy.manifest import Manifest
 
-try:
-    import tensorrt as trt
-except ImportError:
-    import tensorrt_rtx as trt
-
-__all__ = ["Runtime", "trt"]
+trt: Any = importlib.import_module("tensorrt" if importlib.util.find_spec("tensorrt") else "tensorrt_rtx")
 
 
 class Runtime:
