@@ -13,6 +13,7 @@ from centerx.deform_conv import SelfDeformConv
 from centerx.recipe import RESIZES
 from d2x.deploy.graph import DetectionGraph, inside
 from d2x.deploy.manifest import OUTPUTS, GraphFacts
+from d2x.deploy.resize import shortest_edge
 
 FORMS = ("detections", "peaks", "heads")
 
@@ -38,20 +39,9 @@ def test_resize(cfg: CfgNode) -> dict:
     if node.RESIZE == "fixed":
         return {"kind": "fixed", "size": list(node.SIZE), "interpolation": "bilinear"}
     if node.RESIZE in ("fit", "center_affine"):
-        return {
-            "kind": "fit",
-            "size": list(node.SIZE),
-            "rounding": node.FIT_ROUNDING,
-            "interpolation": node.FIT_RESAMPLING,
-        }
-    if node.RESIZE == "none" or not cfg.INPUT.MIN_SIZE_TEST:
-        return {"kind": "none", "interpolation": "bilinear"}
-    return {
-        "kind": "shortest_edge",
-        "size": cfg.INPUT.MIN_SIZE_TEST,
-        "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "interpolation": "bilinear",
-    }
+        how = {"rounding": node.FIT_ROUNDING, "interpolation": node.FIT_RESAMPLING}
+        return {"kind": "fit", "size": list(node.SIZE), **how}
+    return shortest_edge(0 if node.RESIZE == "none" else cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
 class CenterXGraph(DetectionGraph):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from d2x.deploy.graph import DetectionGraph
 from d2x.deploy.manifest import OUTPUTS, GraphFacts
+from d2x.deploy.resize import shortest_edge
 from plain_detr.box_coder import cxcywh_to_xyxy
 from plain_detr.padding import Size, resized_hw
 from plain_detr.plain_detr import Memory, PlainDETR
@@ -30,14 +31,7 @@ def build_graph(model: PlainDETR, form: str) -> DetectionGraph:
 
 def test_resize(cfg: CfgNode) -> dict:
     """The recipe's test-time resize as ``d2x.deploy.resize`` describes it."""
-    if not cfg.INPUT.MIN_SIZE_TEST:
-        return {"kind": "none", "interpolation": "bilinear"}
-    return {
-        "kind": "shortest_edge",
-        "size": cfg.INPUT.MIN_SIZE_TEST,
-        "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "interpolation": "bilinear",
-    }
+    return shortest_edge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
 class TensorGrid(NamedTuple):

@@ -1,6 +1,7 @@
-"""From peak maps to boxes in numpy: the caller's side of the forms "peaks" and "heads"."""
+"""Detections in numpy, and their reading from peak maps: the caller's side of the forms "peaks" and "heads"."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,20 @@ class Detections(NamedTuple):
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
+
+    def to_coco(self, file_name: str, names: Sequence[str], **place: int) -> list[dict[str, Any]]:
+        """COCO results: bbox is (x, y, w, h) in pixels; ``file_name`` (and ``place``) stand for the image id."""
+        return [
+            {
+                "file_name": file_name,
+                **place,
+                "category_id": label,
+                "category": names[label] if label < len(names) else str(label),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": score,
+            }
+            for (x0, y0, x1, y1), score, label in zip(*(field.tolist() for field in self))
+        ]
 
 
 def crop_to_image(maps: np.ndarray, image_hw: tuple[int, int], stride: int) -> np.ndarray:
