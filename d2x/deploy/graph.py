@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 
 from d2x.deploy.manifest import GraphFacts
 
@@ -92,3 +93,31 @@ def inside(hw: Sequence[int], stride: int, sizes: Tensor) -> Tensor:
     """(N, 1, Hf, Wf) bool: cells of ``stride`` pixels that images of ``sizes`` (N, 2) (height, width) reach."""
     height, width = (stride * torch.arange(side, device=sizes.device) for side in hw)
     return ((height < sizes[:, :1])[:, :, None] & (width < sizes[:, 1:])[:, None, :])[:, None]
+
+
+def trace(graph: DetectionGraph, request: ExportRequest) -> ExportedProgram:
+    """The program of a graph.
+
+    Raises:
+        ValueError: the network cannot be traced with sizes that vary.
+    """
+    with torch.no_grad():
+        if not request.dynamic:
+            return torch.export.export(graph, request.example)
+        try:
+            return torch.export.export(graph, request.example, dynamic_shapes=_dynamic_shapes(graph))
+        except Exception as error:  # torch raises many types here; a fixed size needs none of what failed
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{type(graph).__name__} cannot be exported for any size, leave out --dynamic ({reason})"
+            ) from error
+
+
+def _dynamic_shapes(graph: DetectionGraph) -> dict[str, dict[int, Dim]]:
+    batch = Dim("batch", min=1)
+    multiple = graph.facts.divisibility
+    height, width = (Dim(name, min=graph.facts.smallest // multiple) for name in ("height", "width"))
+    if multiple > 1:
+        height, width = multiple * height, multiple * width
+    shapes = {"images": {0: batch, 2: height, 3: width}, "sizes": {0: batch}}
+    return {name: shapes[name] for name in graph.input_names}

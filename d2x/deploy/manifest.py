@@ -10,6 +10,10 @@ VERSION = 1
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
+_OF_PEAKS = {
+    "reg": "(N, 2, Hf, Wf) float32 (dx, dy) of the centre from the cell's corner, in cells",
+    "wh": "(N, 2 or 2 K, Hf, Wf) float32 (width, height) in cells, one pair or one for each class",
+}
 # What a model gives, by the name of its form; the shapes are those of every format.
 OUTPUTS = {
     "detections": {
@@ -19,14 +23,12 @@ OUTPUTS = {
     },
     "peaks": {
         "heat": "(N, K, Hf, Wf) float32 score of an object's centre being in the cell, zero everywhere but at peaks",
-        "reg": "(N, 2, Hf, Wf) float32 (dx, dy) of the centre from the cell's corner, in cells",
-        "wh": "(N, 2 or 2 K, Hf, Wf) float32 (width, height) in cells, one pair or one for each class",
+        **_OF_PEAKS,
     },
     "heads": {
         "heat": "(N, K, Hf, Wf) float32 score of an object's centre being in the cell",
         "pooled": "(N, K, Hf, Wf) float32 largest heat of each cell's 3x3 neighbourhood; a peak equals it",
-        "reg": "(N, 2, Hf, Wf) float32 (dx, dy) of the centre from the cell's corner, in cells",
-        "wh": "(N, 2 or 2 K, Hf, Wf) float32 (width, height) in cells, one pair or one for each class",
+        **_OF_PEAKS,
     },
 }
 

@@ -18,6 +18,7 @@ from d2x.deploy.graph import DetectionGraph
 from d2x.deploy.infer import Detections, Detector
 from d2x.deploy.manifest import Manifest
 from d2x.deploy.resize import resized_size
+from d2x.deploy.runtimes import Arrays, Runtime
 from d2x.evaluation.coco import build_coco_evaluator
 from d2x.inference.predictor import Predictor
 
@@ -33,7 +34,7 @@ class Reference:
 
     def __init__(self, predictor: Predictor, graph: DetectionGraph, manifest: Manifest):
         self._predictor, self._manifest = predictor, manifest
-        self._fixed = Detector(manifest, _Eager(graph))
+        self._fixed = Detector(manifest, _eager(graph))
         self._tight = Detector(dataclasses.replace(manifest, size=None, smallest=1), self._fixed.runtime)
 
     def __call__(self, image: np.ndarray) -> Detections:
@@ -44,16 +45,15 @@ class Reference:
         return self._fixed(image)
 
 
-class _Eager:
+def _eager(graph: DetectionGraph) -> Runtime:
     """A graph as a runtime."""
 
-    def __init__(self, graph: DetectionGraph):
-        self._graph = graph
-
     @torch.no_grad()
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        outputs = self._graph(*(torch.from_numpy(inputs[name]) for name in self._graph.input_names))
-        return {name: value.numpy() for name, value in zip(self._graph.output_names, outputs)}
+    def run(inputs: Arrays) -> Arrays:
+        outputs = graph(*(torch.from_numpy(inputs[name]) for name in graph.input_names))
+        return {name: value.numpy() for name, value in zip(graph.output_names, outputs)}
+
+    return run
 
 
 def check(

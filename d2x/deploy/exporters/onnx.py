@@ -8,8 +8,7 @@ import onnx
 import torch
 from onnxscript import opset18 as op
 
-from d2x.deploy.exporters.traced import trace
-from d2x.deploy.graph import DetectionGraph, ExportRequest
+from d2x.deploy.graph import DetectionGraph, ExportRequest, trace
 
 FILE = "model.onnx"
 FORMS = ("detections", "peaks", "heads")

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import torch
 
-from d2x.deploy.exporters.traced import trace
-from d2x.deploy.graph import DetectionGraph, ExportRequest
+from d2x.deploy.graph import DetectionGraph, ExportRequest, trace
 
 FILE = "model.pt2"
 FORMS = ("detections", "peaks", "heads")

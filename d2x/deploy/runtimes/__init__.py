@@ -1,6 +1,6 @@
-"""One module for each format that can be run: ``Runtime(folder, manifest, threads=..., precision=...)``.
+"""One module for each format that can be run: ``open_model(file, manifest, threads=..., precision=...)``.
 
-A runtime is called with the inputs by name and gives the outputs by name, numpy arrays with the batch first.
+It gives a ``Runtime``, which is called with the inputs by name and gives the outputs by name, the batch first.
 """
 
 import importlib
@@ -12,7 +12,8 @@ import numpy as np
 
 from d2x.deploy.manifest import Manifest
 
-Runtime = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+Arrays = dict[str, np.ndarray]
+Runtime = Callable[[Arrays], Arrays]
 
 # Format -> (packages that its runtime imports, the extra of setup.py that has them).
 FORMATS = {
@@ -49,4 +50,4 @@ def import_format(package: str, name: str) -> ModuleType:
 def open_runtime(folder: Path, manifest: Manifest, *, threads: int | None, precision: str) -> Runtime:
     """The runtime of ``manifest.format`` with the model loaded; see ``import_format`` for errors."""
     module = import_format(__name__, manifest.format)
-    return module.Runtime(folder, manifest, threads=threads, precision=precision)
+    return module.open_model(folder / manifest.file, manifest, threads=threads, precision=precision)
