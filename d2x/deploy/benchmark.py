@@ -1,4 +1,4 @@
-"""Times of exported models and of PyTorch side by side: each in a process of its own, in turns, as ratios."""
+"""Benchmark of exported models beside PyTorch: each in a process of its own, in turns, as ratios."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""From a config with its checkpoint to a folder with a verified model: all of it, or nothing."""
+"""Export: from a config with its checkpoint to a folder with a verified model, whole or not at all."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""The one inference program for every format: an image in numpy in, detections in numpy out."""
+"""Inference with an exported model of any format: an image in numpy in, detections in numpy out."""
 
 from collections.abc import Sequence
 from pathlib import Path

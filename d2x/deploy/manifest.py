@@ -1,4 +1,4 @@
-"""``model.json``: what a program must know of an exported model. No torch here."""
+"""Manifest of an exported model, ``model.json``: what a program must know to run it. No torch here."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The test-time resizes of the recipes as a description in a json file, and their execution without torch.
+"""Test-time resizes of the recipes: their description in a json file, and their execution without torch.
 
 A description is a dict with ``kind``:
 

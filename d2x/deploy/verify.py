@@ -93,7 +93,7 @@ def measure_ap(
     """
     pytorch, exported = _evaluate(reference, cfg, limit, "PyTorch"), _evaluate(detector, cfg, limit, "exported")
     lost = pytorch - exported
-    print(f"AP {exported:.2f}, PyTorch {pytorch:.2f}: {lost:.2f} lost")
+    print(f"AP {exported:.2f}, PyTorch {pytorch:.2f}: {exported - pytorch:+.2f}")
     if max_loss is not None and lost > max_loss:
         raise ValueError(f"the exported model loses {lost:.2f} AP, more than {max_loss:g}")
     return {"pytorch": pytorch, "exported": exported, "lost": lost}

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: fewer layers, the same function, for faster inference."""
+"""Folding of batch norms into the convolutions before them: fewer layers, the same function, faster inference."""
 
 import copy
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""One image in, detections out, with the recipe's own test-time resizing."""
+"""Predictor for single images, with the recipe's own test-time resizing."""
 
 import numpy as np
 import torch

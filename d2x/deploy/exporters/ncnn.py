@@ -1,4 +1,4 @@
-"""ncnn, by way of pnnx."""
+"""ncnn's format, written by pnnx."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""OpenVINO."""
+"""OpenVINO on the CPU."""
 
 import functools
 from pathlib import Path
