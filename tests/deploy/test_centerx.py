@@ -7,7 +7,7 @@ import pytest
 
 from d2x.deploy import Detector, load
 from d2x.deploy.check import Tolerance, compare
-from d2x.deploy.evaluate import to_detections
+from d2x.deploy.verify import to_detections
 from d2x.inference.predictor import Predictor
 
 from .builders import compare_all, pictures, tiny_centerx

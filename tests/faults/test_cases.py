@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import faults
+from tests.faults import __main__ as faults
 from tests.faults.cases import CASES, Outcome
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "fault_tolerance.md"
