@@ -12,10 +12,11 @@ usage: ./run.sh [COMMAND] [ARGUMENTS]
   train   --config-file F ...       tools/train_net.py
   eval    --config-file F ...       tools/train_net.py --eval-only
   demo    --config-file F ...       tools/demo.py
-  test    [PYTEST ARGUMENTS]        set up, lint, run the test suite
+  test    [PYTEST ARGUMENTS]        set up, lint, check format and types, run the test suite
   help                              this text
 
 An active environment (venv or conda) that already has detectron2 is used as it is.
+The suite runs in as many processes as there are cores, at most four; -n NUMBER says otherwise (-n 0: in one).
 Environment variables: PYTHON (interpreter for .venv, default python3), VENV (default .venv).
 TEXT
 }
@@ -69,7 +70,10 @@ case "$command" in
   test)
     setup
     "$PY" -m ruff check .
-    exec "$PY" -m pytest "$@"
+    "$PY" -m ruff format --check .
+    "$PY" -m pyright --pythonpath "$("$PY" -c 'import sys; print(sys.executable)')"
+    cores=$("$PY" -c 'import os; print(min(4, len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))))')
+    exec "$PY" -m pytest -n "$cores" --dist loadgroup "$@" # of two -n the last one counts
     ;;
   *)
     usage >&2

@@ -12,7 +12,8 @@ from centerx.decode import keep_peaks, keep_peaks_without_equality, read_best_ce
 from centerx.deform_conv import SelfDeformConv
 from centerx.recipe import RESIZES
 from d2x.deploy.graph import DetectionGraph, inside
-from d2x.deploy.manifest import OUTPUTS
+from d2x.deploy.manifest import OUTPUTS, GraphFacts
+from d2x.deploy.resize import shortest_edge
 
 FORMS = ("detections", "peaks", "heads")
 
@@ -38,31 +39,16 @@ def test_resize(cfg: CfgNode) -> dict:
     if node.RESIZE == "fixed":
         return {"kind": "fixed", "size": list(node.SIZE), "interpolation": "bilinear"}
     if node.RESIZE in ("fit", "center_affine"):
-        return {
-            "kind": "fit",
-            "size": list(node.SIZE),
-            "rounding": node.FIT_ROUNDING,
-            "interpolation": node.FIT_RESAMPLING,
-        }
-    if node.RESIZE == "none" or not cfg.INPUT.MIN_SIZE_TEST:
-        return {"kind": "none", "interpolation": "bilinear"}
-    return {
-        "kind": "shortest_edge",
-        "size": cfg.INPUT.MIN_SIZE_TEST,
-        "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "interpolation": "bilinear",
-    }
+        how = {"rounding": node.FIT_ROUNDING, "interpolation": node.FIT_RESAMPLING}
+        return {"kind": "fit", "size": list(node.SIZE), **how}
+    return shortest_edge(0 if node.RESIZE == "none" else cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
 class CenterXGraph(DetectionGraph):
     """What the forms share: the network and what the reader of its maps must know."""
 
     def __init__(self, model: CenterNet, form: str, *, with_sizes: bool):
-        outputs = [name for name in OUTPUTS[form] if name != "reg" or model.head.offset is not None]
-        super().__init__(
-            form=form,
-            outputs=outputs,
-            with_sizes=with_sizes,
+        facts = GraphFacts(
             mean=model.pixel_mean.flatten().tolist(),
             std=model.pixel_std.flatten().tolist(),
             divisibility=max(model.backbone.size_divisibility, 1),
@@ -71,8 +57,10 @@ class CenterXGraph(DetectionGraph):
             min_score=model.min_score,
             clip=model.clip_boxes,
             centres_in_padding=model.centres_in_padding,
-            square=model.backbone.padding_constraints.get("square_size", 0),
         )
+        outputs = [name for name in OUTPUTS[form] if name != "reg" or model.head.offset is not None]
+        square = model.backbone.padding_constraints.get("square_size", 0)
+        super().__init__(facts, form=form, outputs=outputs, with_sizes=with_sizes, square=square)
         self.model = model
 
     def raw(self, images: Tensor, sizes: Tensor | None = None) -> Sequence[Tensor]:
@@ -92,20 +80,20 @@ class CenterXDetections(CenterXGraph):
     def __init__(self, model: CenterNet):
         super().__init__(model, "detections", with_sizes=True)
         # Rows of empty cells, so that also the maps of the smallest input have max_detections entries.
-        side = -(-self.divisibility // self.stride)
-        self.filler_rows = max(0, -(-self.max_detections // (model.num_classes * side)) - side)
+        side = -(-self.facts.divisibility // self.facts.stride)
+        self.filler_rows = max(0, -(-self.facts.max_detections // (model.num_classes * side)) - side)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See ``DetectionGraph``; gives boxes (N, D, 4), scores (N, D), classes (N, D)."""
         maps = self.model.predict(self.normalise(images, sizes))
         heat = maps.heatmap_logits.sigmoid()
-        if not self.centres_in_padding:
-            heat = heat * inside(heat.shape[2:], self.stride, sizes)
+        if not self.facts.centres_in_padding:
+            heat = heat * inside(heat.shape[2:], self.facts.stride, sizes)
         maps = (keep_peaks(heat), maps.size, maps.offset)
         maps = [one if one is None else F.pad(one, (0, 0, 0, self.filler_rows)) for one in maps]
-        found = read_best_cells(*maps, self.max_detections)
-        boxes = found.boxes * self.stride
-        if self.clip:
+        found = read_best_cells(*maps, self.facts.max_detections)
+        boxes = found.boxes * self.facts.stride
+        if self.facts.clip:
             limit = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)
             boxes = torch.minimum(boxes.clamp(min=0), limit)
         return boxes, found.scores, found.classes

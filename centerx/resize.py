@@ -6,9 +6,8 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 from PIL import Image
 
-from d2x.deploy.resize import fitted_size
+from d2x.deploy.resize import INTERPOLATIONS, fitted_size, resize_image
 
-INTERPOLATIONS = ("bilinear", "opencv_bilinear", "opencv_area")
 ROUNDINGS = ("nearest", "down")
 
 
@@ -41,25 +40,24 @@ class FitInto(T.Augmentation):
         new = fitted_size((height, width), self.size, self.rounding)
         if self.interpolation == "bilinear":
             return T.ResizeTransform(height, width, *new, Image.Resampling.BILINEAR)
-        return OpenCVResize((height, width), new, area=self.interpolation == "opencv_area")
+        return OpenCVResize((height, width), new, self.interpolation)
 
 
 class OpenCVResize(Transform):
-    """OpenCV's resize of an image, without anti-aliasing unless ``area``.
+    """OpenCV's resize of an image.
 
     Args:
         old, new: (height, width) px.
-        area: average over source pixels instead of bilinear.
+        interpolation: "opencv_bilinear" or "opencv_area".
     """
 
-    def __init__(self, old: tuple[int, int], new: tuple[int, int], *, area: bool = False):
+    def __init__(self, old: tuple[int, int], new: tuple[int, int], interpolation: str):
         super().__init__()
-        self.old, self.new, self.area = old, new, area
+        self.old, self.new, self.interpolation = old, new, interpolation
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        how = cv2.INTER_AREA if self.area else cv2.INTER_LINEAR
-        out = cv2.resize(img, self.new[::-1], interpolation=how)
-        return out if out.ndim == img.ndim else out[..., None]
+        resized = resize_image(img, self.new, self.interpolation)
+        return resized if resized.ndim == img.ndim else resized[..., None]
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         return cv2.resize(segmentation, self.new[::-1], interpolation=cv2.INTER_NEAREST)
@@ -68,4 +66,4 @@ class OpenCVResize(Transform):
         return coords * np.array([self.new[1] / self.old[1], self.new[0] / self.old[0]])
 
     def inverse(self) -> "OpenCVResize":
-        return OpenCVResize(self.new, self.old, area=self.area)
+        return OpenCVResize(self.new, self.old, self.interpolation)

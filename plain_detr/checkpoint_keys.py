@@ -6,13 +6,14 @@ the same for ``bbox_embed``); ours holds them once. The last of the official hea
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor, nn
 
-# (official, ours), both with "{n}" for a number that is kept. Order matters only between a name and its own prefix.
+from d2x.checkpoint.conversion import Conversion, renaming
+
+# (official, ours), with {n} and {m} for numbers that are kept. Order matters only between a name and its own prefix.
 HEAD_RULES: list[tuple[str, str]] = [
     ("transformer.level_embed", "level_embed"),
     ("transformer.decoder.layers.{n}.cross_attn.cpb_mlp1.", "decoder.layers.{n}.cross_attention.box_rpb.mlp_x."),
@@ -25,17 +26,17 @@ HEAD_RULES: list[tuple[str, str]] = [
     ("transformer.decoder.layers.{n}.norm2.", "decoder.layers.{n}.self_attention_norm."),
     ("transformer.decoder.layers.{n}.norm3.", "decoder.layers.{n}.feedforward_norm."),
     ("transformer.decoder.layers.{n}.self_attn.", "decoder.layers.{n}.self_attention."),
-    ("transformer.decoder.layers.{n}.linear{n}.", "decoder.layers.{n}.feedforward.linear{n}."),
+    ("transformer.decoder.layers.{n}.linear{m}.", "decoder.layers.{n}.feedforward.linear{m}."),
     ("transformer.decoder.final_layer_norm.", "decoder.final_norm."),
     ("transformer.encoder.layers.{n}.self_attn.", "encoder.layers.{n}.self_attention."),
     ("transformer.encoder.layers.{n}.norm1.", "encoder.layers.{n}.self_attention_norm."),
     ("transformer.encoder.layers.{n}.norm2.", "encoder.layers.{n}.feedforward_norm."),
-    ("transformer.encoder.layers.{n}.linear{n}.", "encoder.layers.{n}.feedforward.linear{n}."),
+    ("transformer.encoder.layers.{n}.linear{m}.", "encoder.layers.{n}.feedforward.linear{m}."),
     ("transformer.enc_output.", "proposals.output."),
     ("transformer.enc_output_norm.", "proposals.output_norm."),
     ("transformer.enc_output_proj.{n}.1.ln.", "proposals.levels.{n}.1."),
     ("transformer.enc_output_proj.{n}.4.ln.", "proposals.levels.{n}.4."),
-    ("transformer.enc_output_proj.{n}.{n}.", "proposals.levels.{n}.{n}."),
+    ("transformer.enc_output_proj.{n}.{m}.", "proposals.levels.{n}.{m}."),
     ("transformer.pos_trans.", "queries.from_box."),
     ("transformer.pos_trans_norm.", "queries.from_box_norm."),
     ("query_embed.", "queries.content."),
@@ -59,7 +60,7 @@ HEAD_RULES: list[tuple[str, str]] = [
 _DINO, _TIMM = "backbone.0._backbone.backbone.", "backbone.model."
 BACKBONE_RULES: list[tuple[str, str]] = [
     (_DINO + "storage_tokens", _TIMM + "reg_token"),
-    (_DINO + "blocks.{n}.ls{n}.gamma", _TIMM + "blocks.{n}.gamma_{n}"),
+    (_DINO + "blocks.{n}.ls{m}.gamma", _TIMM + "blocks.{n}.gamma_{m}"),
     # timm has no bias for the key, which the release masks: _split_bias and _join_bias do the rest.
     (_DINO + "blocks.{n}.attn.qkv.bias", _TIMM + "blocks.{n}.attn.q_bias"),
     (_DINO + "blocks.{n}.mlp.w1.", _TIMM + "blocks.{n}.mlp.fc1_g."),
@@ -80,6 +81,10 @@ _CLASS_ROWS = re.compile(r"^(decoder\.heads\.\d+|proposals\.head)\.class_logits\
 
 # Category id of each of COCO's 80 contiguous classes: the row of an official class head that scores it.
 COCO_IDS: list[int] = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
+COCO_OUTPUTS = 91  # of an official COCO class head: one for each category id up to 90
+
+# Layers with one output for each class, by our names.
+CLASS_LAYERS: tuple[str, ...] = (".class_logits.",)
 
 # Bias of class outputs that stand for no category (score 5e-5).
 _UNUSED_CLASS_BIAS = -10.0
@@ -88,27 +93,28 @@ _UNUSED_CLASS_BIAS = -10.0
 ALIAS_PREFIX = "transformer.decoder."
 
 
-class Conversion(NamedTuple):
-    """Result of ``convert``.
+def convert(state: dict[str, Tensor], *, reverse: bool = False, keep_outputs: bool = True) -> Conversion:
+    """Rename an official state dict to ours, or ours to the official one with ``reverse``.
 
-    Attributes:
-        state: the converted state dict, without what no rule knows.
-        renamed: old name -> new name (the first of two, where a name has an alias or its tensor is split).
-        unmatched: names no rule knows.
-        dropped: names that are known to have no counterpart.
+    Args:
+        keep_outputs: class heads stay as they are, else the 91 outputs of an official COCO head become COCO's 80
+            classes, and back with ``reverse``.
     """
+    notes = []
+    if reverse and not keep_outputs and _class_outputs(state) == len(COCO_IDS):
+        state = spread_classes(state, COCO_IDS, COCO_OUTPUTS)
+        notes.append(f"class heads: {len(COCO_IDS)} classes spread to {COCO_OUTPUTS} outputs")
+    conversion = _rename_all(state, reverse)
+    if not reverse and not keep_outputs and _class_outputs(conversion.state) == COCO_OUTPUTS:
+        conversion = conversion._replace(state=select_classes(conversion.state, COCO_IDS))
+        notes.append(f"class heads: COCO's {len(COCO_IDS)} classes of {COCO_OUTPUTS} outputs kept")
+    return conversion._replace(notes=notes)
 
-    state: dict[str, Tensor]
-    renamed: dict[str, str]
-    unmatched: list[str]
-    dropped: list[str]
 
-
-def convert(state: dict[str, Tensor], *, reverse: bool = False) -> Conversion:
-    """Rename an official state dict to ours, or ours to the official one with ``reverse``."""
+def _rename_all(state: dict[str, Tensor], reverse: bool) -> Conversion:
     gated = any(".mlp.w3." in name or ".mlp.fc1_g." in name for name in state)
     rules = [_GATED_RULE] * gated + HEAD_RULES + BACKBONE_RULES
-    rules = [_compile(*(rule[::-1] if reverse else rule)) for rule in rules]
+    rename = renaming((new, old) if reverse else (old, new) for old, new in rules)
     last = _last_head(state, reverse)
     converted: dict[str, Tensor] = {}
     renamed: dict[str, str] = {}
@@ -122,7 +128,7 @@ def convert(state: dict[str, Tensor], *, reverse: bool = False) -> Conversion:
                 continue
             source = re.sub(rf"^{re.escape(ALIAS_PREFIX)}(?=(class|bbox)_embed\.)", "", source)
             source = re.sub(rf"^(class|bbox)_embed\.{last}\.", r"\1_embed.last.", source)
-        target = _rename(source, rules)
+        target = rename(source)
         if target is None:
             unmatched.append(name)
             continue
@@ -140,40 +146,10 @@ def convert(state: dict[str, Tensor], *, reverse: bool = False) -> Conversion:
     return Conversion(converted, renamed, unmatched, dropped)
 
 
-def from_official(checkpoint: dict, *, category_ids: Sequence[int] | None = COCO_IDS) -> Conversion:
-    """Turn an official checkpoint (Plain-DETR's, or DINOv3's detector) into a state dict of ours.
-
-    Args:
-        checkpoint: what the file holds: ``{"model": state dict, ...}`` or the state dict.
-        category_ids: the official class output of each of our classes; None keeps the outputs as they are.
-
-    Raises:
-        ValueError: no entry has an official name, or a class head has too few outputs for the category ids.
-    """
-    state = checkpoint.get("model", checkpoint)
-    conversion = convert(state)
-    if not conversion.state:
-        found = next(iter(state), "nothing")
-        raise ValueError(f"this is no official Plain-DETR checkpoint: it holds '{found}' and the like")
-    if category_ids is not None:
-        conversion = conversion._replace(state=select_classes(conversion.state, category_ids))
-    return conversion
-
-
-def to_official(
-    model: nn.Module, *, category_ids: Sequence[int] | None = COCO_IDS, num_outputs: int = 91
-) -> Conversion:
-    """The official state dict of one of our detectors, with the tables our checkpoints leave out.
-
-    Args:
-        model: the detector.
-        category_ids: the official class output of each of our classes; None keeps the outputs as they are.
-        num_outputs: of an official class head.
-    """
+def to_official(model: nn.Module, *, keep_outputs: bool = False) -> Conversion:
+    """The official state dict of one of our detectors, with the tables our checkpoints leave out."""
     state = {**model.state_dict(), **{n: buffer for n, buffer in model.named_buffers() if _DROPPED.search(n)}}
-    if category_ids is not None:
-        state = spread_classes(state, category_ids, num_outputs)
-    return convert(state, reverse=True)
+    return convert(state, reverse=True, keep_outputs=keep_outputs)
 
 
 def select_classes(state: dict[str, Tensor], category_ids: Sequence[int]) -> dict[str, Tensor]:
@@ -207,17 +183,8 @@ def _class_rows(state: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
     return [(name, value) for name, value in state.items() if _CLASS_ROWS.match(name)]
 
 
-def _compile(source: str, target: str) -> tuple[re.Pattern, str]:
-    pattern = re.escape(source).replace(re.escape("{n}"), r"(\d+)")
-    groups = iter(range(1, 10))
-    return re.compile(f"^{pattern}"), re.sub(r"\{n\}", lambda _: rf"\{next(groups)}", target)
-
-
-def _rename(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
-    for pattern, target in rules:
-        if pattern.match(name):
-            return pattern.sub(target, name, count=1)
-    return None
+def _class_outputs(state: dict[str, Tensor]) -> int | None:
+    return next((len(rows) for _, rows in _class_rows(state)), None)
 
 
 def _split_bias(state: dict[str, Tensor], name: str) -> None:

@@ -13,7 +13,8 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from d2x.deploy.graph import DetectionGraph
-from d2x.deploy.manifest import OUTPUTS
+from d2x.deploy.manifest import OUTPUTS, GraphFacts
+from d2x.deploy.resize import shortest_edge
 from plain_detr.box_coder import cxcywh_to_xyxy
 from plain_detr.padding import Size, resized_hw
 from plain_detr.plain_detr import Memory, PlainDETR
@@ -30,14 +31,7 @@ def build_graph(model: PlainDETR, form: str) -> DetectionGraph:
 
 def test_resize(cfg: CfgNode) -> dict:
     """The recipe's test-time resize as ``d2x.deploy.resize`` describes it."""
-    if not cfg.INPUT.MIN_SIZE_TEST:
-        return {"kind": "none", "interpolation": "bilinear"}
-    return {
-        "kind": "shortest_edge",
-        "size": cfg.INPUT.MIN_SIZE_TEST,
-        "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "interpolation": "bilinear",
-    }
+    return shortest_edge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
 class TensorGrid(NamedTuple):
@@ -81,18 +75,16 @@ class PlainDETRDetections(DetectionGraph):
 
     def __init__(self, model: PlainDETR):
         multiple = model.pad_multiple if model.batch_independent else 1
-        super().__init__(
-            form="detections",
-            outputs=list(OUTPUTS["detections"]),
-            with_sizes=True,
+        facts = GraphFacts(
             mean=model.pixel_mean.flatten().tolist(),
             std=model.pixel_std.flatten().tolist(),
             divisibility=math.lcm(multiple, max(model.backbone.size_divisibility, 1)),
             max_detections=min(model.topk, model.groups.one_to_one * model.num_classes),
             min_score=-1.0,
             smallest=2 * max(model.proposals.strides),
-            square=model.backbone.padding_constraints.get("square_size", 0),
         )
+        outputs, square = list(OUTPUTS["detections"]), model.backbone.padding_constraints.get("square_size", 0)
+        super().__init__(facts, form="detections", outputs=outputs, with_sizes=True, square=square)
         self.model, self.multiple = model, multiple
 
     def half_parts(self) -> list[nn.Module]:
@@ -109,7 +101,7 @@ class PlainDETRDetections(DetectionGraph):
         """See ``DetectionGraph``; gives boxes (N, D, 4), scores (N, D), classes (N, D)."""
         layers, _ = self.model.predict(self._encode(images, sizes), training=False)
         prediction, extent = layers[-1], sizes.flip(1).float()[:, None]
-        scores, index = prediction.logits.float().sigmoid().flatten(1).topk(self.max_detections)
+        scores, index = prediction.logits.float().sigmoid().flatten(1).topk(self.facts.max_detections)
         query = index // self.model.num_classes
         classes = index - query * self.model.num_classes
         boxes = prediction.boxes.float().gather(1, query[..., None].expand(-1, -1, 4))

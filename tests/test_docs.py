@@ -4,7 +4,6 @@ A page's blocks run in their order in a folder of their own: the checkout's file
 pages take for granted, such as ``my/train.json``, ``photos/`` and the quick starts' output.
 """
 
-import multiprocessing
 import os
 import re
 import runpy
@@ -19,6 +18,9 @@ import numpy as np
 import pytest
 
 from d2x.data.sets.shapes import ShapesSpec, generate_shapes
+from tests import fork_server
+
+pytestmark = pytest.mark.xdist_group("docs")  # all pages start from the same quick starts
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/*.md")))]
@@ -82,7 +84,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """Logical lines of a bash block, without comments; strings over several lines stay whole."""
+    """Logical lines of a bash block, without comments."""
     lines = [re.sub(r"(^|\s)#.*", "", line) for line in block.text.replace("\\\n", " ").splitlines()]
     return [line.strip() for line in lines if line.strip()]
 
@@ -107,8 +109,8 @@ SLOW_COMMANDS = [
 class Shell:
     """Runs the documentation's commands in a folder, each in a process forked from one that has everything imported."""
 
-    def __init__(self, context, folder: Path, exported: dict[str, Path] | None = None):
-        self.context, self.folder, self.log = context, folder, folder / "log_of_the_test.txt"
+    def __init__(self, folder: Path, exported: dict[str, Path] | None = None):
+        self.folder = folder
         self.below, self.environment = ".", {}
         self.exported = {} if exported is None else exported
 
@@ -133,11 +135,13 @@ class Shell:
     def call(self, function, *args) -> None:
         """Call a function of this module in the folder; fails with what it printed."""
         place = self.folder / self.below
-        process = self.context.Process(target=enter, args=(place, self.log, self.environment, function, *args))
-        process.start()
-        process.join()
-        text = self.log.read_text(errors="replace")
-        assert process.exitcode == 0, f"{args} ended with {process.exitcode}:\n{text[-4000:]}"
+        searched = [str(place / path) for path in self.environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+        environment = {**self.environment, "PYTHONPATH": os.pathsep.join([*searched, str(ROOT)])}
+        code = f"import os; from tests.test_docs import {function.__name__} as call\n"
+        code += f"os.chdir({str(place)!r}); call(*{args!r})"
+        done = fork_server.run("-c", code, **environment)
+        printed = done.stdout[-2000:] + done.stderr[-4000:]
+        assert done.returncode == 0, f"{args} ended with {done.returncode}:\n{printed}"
 
     def require_results(self, words: list[str]) -> None:
         for option, value in zip(words, words[1:]):
@@ -168,17 +172,6 @@ def shrink(words: list[str]) -> list[str]:
     if "quickstart" in config or config.startswith("tests/"):
         return [*words, *SHORT]
     return [*words, *SHORT, *(SMALL_PLAIN_DETR if "PlainDETR" in config else SMALL)]
-
-
-def enter(folder: Path, log: Path, environment: dict[str, str], function, *args) -> None:
-    """In the new process: its folder, its output, its environment."""
-    os.chdir(folder)
-    with open(log, "wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.environ.update(environment)
-    sys.path[:0] = [str(folder / path) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-    function(*args)
 
 
 def run_words(words: list[str]) -> None:
@@ -223,18 +216,7 @@ def make_dinov3_files() -> None:
 
 
 @pytest.fixture(scope="module")
-def context():
-    """Processes are forked from one that has imported what all tools import, so that starts cost nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["d2x.engine.trainer", "d2x.inference.predictor", "centerx", "plain_detr", "timm"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-        context.Process(target=os.getpid).start()
-    return context
-
-
-@pytest.fixture(scope="module")
-def prepared(context, tmp_path_factory) -> Path:
+def prepared(tmp_path_factory) -> Path:
     """What the pages take for granted: data, pictures, a video, released weights, both quick starts' output."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("my", "photos", "output"):
@@ -253,7 +235,7 @@ def prepared(context, tmp_path_factory) -> Path:
     for entry in ROOT.iterdir():
         if entry.name[0] != "." and entry.name != "output":
             (folder / entry.name).symlink_to(entry)
-    shell = Shell(context, folder)
+    shell = Shell(folder)
     shell.run("./run.sh quickstart centerx")
     shell.run("./run.sh quickstart plain_detr")
     teachers = ("centernet_R_50_70ep", "swinv2_l_encoder12_objects365_24ep")
@@ -273,14 +255,14 @@ def exported() -> dict[str, Path]:
 
 
 @pytest.fixture
-def shell(context, prepared, exported, tmp_path) -> Shell:
+def shell(prepared, exported, tmp_path) -> Shell:
     """A folder with all of that for one page, which may write into it."""
     for entry in prepared.iterdir():
         if entry.name == "output":
             shutil.copytree(entry, tmp_path / "output")
         else:
             (tmp_path / entry.name).symlink_to(entry)
-    return Shell(context, tmp_path, exported)
+    return Shell(tmp_path, exported)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in PAGES_RUN_ELSEWHERE])

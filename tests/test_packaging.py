@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.xdist_group("packaging")  # one wheel for all
 PACKAGES = ("centerx", "plain_detr", "d2x")
 MOVED = ("tools", "projects", "configs")  # folders that an installed copy has inside d2x
 FOLDERS = (*PACKAGES, *MOVED, "docs")

@@ -13,10 +13,9 @@ import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from d2x.config.load import load_cfg
-from d2x.config.plugins import add_plugin_argument
+from d2x.config.arguments import config_parser, read_config
 from d2x.data.prepare import prepare_classes
-from d2x.deploy.benchmark import PYTORCH, Worker, exported_command, measure, serve, table
+from d2x.deploy.benchmark import PYTORCH, Worker, measure, serve, table
 from d2x.deploy.export import ExportOptions, export_model
 from d2x.deploy.manifest import PRECISIONS
 from d2x.deploy.runtimes import FORMATS
@@ -34,10 +33,7 @@ example: tools/benchmark_export.py --config-file ... --weights ... --size 512 51
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True)
+    parser = config_parser(__doc__, EPILOG)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--size", nargs=2, type=int, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=1, help="images a call (default %(default)s)")
@@ -47,8 +43,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--subjects", nargs="+", default=DEFAULT, help=f"default: {' '.join(DEFAULT)}")
     parser.add_argument("--output", metavar="JSON", help="also write the numbers there")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    add_plugin_argument(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
     args = parser.parse_args(argv)
     for subject in args.subjects:
         name, _, precision = subject.partition(":")
@@ -73,7 +67,7 @@ def pytorch_call(cfg: CfgNode, args: argparse.Namespace, *, compiled: bool) -> C
     model = Predictor(cfg).model
     deployment = get_deployment(cfg.MODEL.META_ARCHITECTURE)
     graph = deployment.build_graph(model, deployment.FORMS[0]).eval()
-    size = [-(-side // graph.divisibility) * graph.divisibility for side in args.size]
+    size = [-(-side // graph.facts.divisibility) * graph.divisibility for side in args.size]
     example = graph.example(size, args.batch)
     run = torch.compile(graph) if compiled else graph
 
@@ -88,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     """Run; returns the numbers."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = parse_args(words)
-    cfg = prepare_classes(load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights], plugins=args.plugin))
+    cfg = prepare_classes(read_config(args, "MODEL.WEIGHTS", args.weights))
     if args.worker:
         serve(pytorch_call(cfg, args, compiled=args.worker == "pytorch-compiled"))
         return []
-    subjects = ["pytorch", *(one for one in args.subjects if one != "pytorch")]
+    subjects = ["pytorch", *(subject for subject in args.subjects if subject != "pytorch")]
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -101,14 +95,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
                 if subject not in PYTORCH:
                     folder = Path(scratch) / subject.replace(":", "_")
                     export_subject(cfg, subject, folder, args)
-                    command = exported_command(folder, args.threads)
+                    command = [sys.executable, "-m", "d2x.deploy.benchmark", str(folder), str(args.threads)]
                 workers.append(Worker(subject, command))
             timings = measure(workers, rounds=args.rounds, repeats=args.repeats, batch=args.batch)
         finally:
             for worker in workers:
                 worker.close()
     print(table(timings))
-    numbers = [dict(one._asdict()) for one in timings]
+    numbers = [timing._asdict() for timing in timings]
     if args.output:
         Path(args.output).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     return numbers

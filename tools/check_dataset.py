@@ -109,12 +109,12 @@ def check(args: argparse.Namespace) -> int:
     if args.val_json:
         sets.append(check_set(args.val_json, args.val_images, **options))
         leaks = find_leaks(*sets, near=args.near)
-    status = CLEAN if all(one.clean for one in sets) else PROBLEMS
-    if not all(one.usable for one in sets):
+    status = CLEAN if all(checked.clean for checked in sets) else PROBLEMS
+    if not all(checked.usable for checked in sets):
         status = NOT_USABLE
-    print("\n\n".join(as_text(one) for one in sets))
+    print("\n\n".join(as_text(checked) for checked in sets))
     if args.report:
-        report = {"status": status, "sets": [as_json(one) for one in sets]}
+        report = {"status": status, "sets": [as_json(checked) for checked in sets]}
         write_text(Path(args.report), json.dumps(report, indent=1))
         print(f"report: {args.report}")
     if args.write_clean:

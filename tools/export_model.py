@@ -8,11 +8,9 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from d2x.config.load import load_cfg
-from d2x.config.plugins import add_plugin_argument
+from d2x.config.arguments import config_parser, read_config
 from d2x.data.images import find_images, read_image
 from d2x.data.prepare import prepare_classes, prepare_data
 from d2x.deploy.check import Tolerance
@@ -33,10 +31,7 @@ examples:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="of the run, e.g. output/quickstart/config.yaml")
+    parser = config_parser(__doc__, EPILOG)
     parser.add_argument("--weights", required=True, help="checkpoint of the run")
     parser.add_argument("--format", required=True, choices=list(FORMATS))
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
@@ -70,8 +65,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--calibrate", nargs="+", metavar="IMAGES", help="for int8: files or folders (default: DATASETS.TRAIN)"
     )
     parser.add_argument("--calibrate-count", type=int, default=128, help="at most so many (default %(default)s)")
-    add_plugin_argument(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
     args = parser.parse_args(argv)
     if args.max_ap_loss is not None and args.evaluate is None:
         parser.error("--max-ap-loss needs --evaluate")
@@ -80,34 +73,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read_config(args: argparse.Namespace) -> CfgNode:
-    """The config with its weights; data sets are registered when one of them is needed."""
-    cfg = load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights], plugins=args.plugin)
-    needs_data = (
-        (args.check is None and not args.no_check)
-        or args.evaluate is not None
-        or (args.precision == "int8" and args.calibrate is None)
-    )
-    return prepare_data(cfg) if needs_data else prepare_classes(cfg)
-
-
-def images(given: Sequence[str] | None, names: Sequence[str], count: int, channels: str) -> dict[str, np.ndarray]:
+def read_images(files: Sequence[str] | None, names: Sequence[str], count: int, channels: str) -> dict[str, np.ndarray]:
     """At most ``count`` images of the given files and folders, or else evenly from the first of the data sets."""
-    if given is not None:
-        files = [str(path) for path in find_images(given)]
-    elif names:
-        files = [record["file_name"] for record in DatasetCatalog.get(names[0])]
+    if files is not None:
+        paths = [str(path) for path in find_images(files)]
     else:
-        files = []
-    step = max(1, len(files) // max(count, 1))
-    return {file: read_image(file, channels) for file in files[::step][:count]}
+        paths = [record["file_name"] for name in names[:1] for record in DatasetCatalog.get(name)]
+    step = max(1, len(paths) // max(count, 1))
+    return {path: read_image(path, channels) for path in paths[::step][:count]}
 
 
 def main(argv: Sequence[str] | None = None) -> Manifest:
     """Export; returns the manifest."""
     args = parse_args(argv)
-    cfg = read_config(args)
-    tolerance = Tolerance() if args.precision == "fp32" else None
+    check, int8 = not args.no_check, args.precision == "int8"
+    cfg = read_config(args, "MODEL.WEIGHTS", args.weights)
+    needs_data = (check and args.check is None) or args.evaluate is not None or (int8 and args.calibrate is None)
+    cfg = prepare_data(cfg) if needs_data else prepare_classes(cfg)
     options = ExportOptions(
         format=args.format,
         form=args.form,
@@ -115,25 +97,18 @@ def main(argv: Sequence[str] | None = None) -> Manifest:
         size=tuple(args.size) if args.size else None,
         batch=args.batch,
         precision=args.precision,
-        tolerance=Tolerance(*args.tolerance) if args.tolerance else tolerance,
+        tolerance=Tolerance(*args.tolerance) if args.tolerance else Tolerance() if args.precision == "fp32" else None,
         max_ap_loss=args.max_ap_loss,
         evaluate_images=args.evaluate,
-        check=not args.no_check,
+        check=check,
     )
-    check_images, calibration = {}, {}
-    if options.check:
-        check_images = images(args.check, cfg.DATASETS.TEST, args.check_count, cfg.INPUT.FORMAT)
-        if not check_images:
-            raise ValueError("no images to check with: give --check IMAGES, or set DATASETS.TEST")
-    if args.precision == "int8":
-        calibration = images(args.calibrate, cfg.DATASETS.TRAIN, args.calibrate_count, cfg.INPUT.FORMAT)
+    channels, test, train = cfg.INPUT.FORMAT, cfg.DATASETS.TEST, cfg.DATASETS.TRAIN
+    check_images = read_images(args.check, test, args.check_count, channels) if check else {}
+    if check and not check_images:
+        raise ValueError("no images to check with: give --check IMAGES, or set DATASETS.TEST")
+    calibration = list(read_images(args.calibrate, train, args.calibrate_count, channels).values()) if int8 else []
     manifest = export_model(
-        cfg,
-        args.output,
-        options,
-        check_images=check_images,
-        calibration=list(calibration.values()),
-        overwrite=args.overwrite,
+        cfg, args.output, options, check_images=check_images, calibration=calibration, overwrite=args.overwrite
     )
     checked = "checked" if options.check else "NOT checked"
     what = f"{manifest.detector}, {manifest.format} {manifest.precision}, form {manifest.form}"

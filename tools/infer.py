@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from d2x.data.images import find_images, read_image
-from d2x.deploy import Detections, load
+from d2x.deploy import load
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46c8f0", "#f032e6", "#bcbd22")
 
@@ -32,21 +32,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--precision", choices=("fp32", "fp16"), help="OpenVINO: exact, or what is fastest (default: as exported)"
     )
     return parser.parse_args(argv)
-
-
-def to_records(found: Detections, file_name: str, classes: Sequence[str]) -> list[dict]:
-    """COCO results: bbox is (x, y, w, h) in pixels of the image; ``file_name`` stands for the image id."""
-    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist())
-    return [
-        {
-            "file_name": file_name,
-            "category_id": label,
-            "category": classes[label] if label < len(classes) else str(label),
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "score": score,
-        }
-        for (x0, y0, x1, y1), score, label in rows
-    ]
 
 
 def draw(image: np.ndarray, records: Sequence[dict]) -> Image.Image:
@@ -72,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
     records: list[dict] = []
     for file in tqdm(files, desc="detect", unit="image"):
         image = read_image(file, channels)
-        mine = to_records(detector(image, args.threshold), str(file), detector.classes)
-        records += mine
+        of_image = detector(image, args.threshold).to_coco(str(file), detector.classes)
+        records += of_image
         if args.draw:
-            draw(image if channels == "RGB" else image[..., ::-1].copy(), mine).save(output / f"{file.stem}.jpg")
+            draw(image if channels == "RGB" else image[..., ::-1].copy(), of_image).save(output / f"{file.stem}.jpg")
     results = output / "results.json"
     results.write_text(json.dumps({"categories": detector.classes, "detections": records}), encoding="utf-8")
     print(f"{len(files)} images, {len(records)} detections: {results}")

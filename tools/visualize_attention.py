@@ -6,37 +6,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import transforms as T
 
-from d2x.config.load import load_cfg
-from d2x.config.plugins import add_plugin_argument
+from d2x.config.arguments import config_parser, read_config
 from d2x.data.images import read_image
 from d2x.data.prepare import prepare_classes
-from d2x.detectors import get_recipe
 from d2x.errors import one_line_errors
 from d2x.inference.predictor import Predictor
 from d2x.report.predictions import save_grid, titled
 from plain_detr.attention_maps import draw_attention, draw_box, query_attention
 
+EPILOG = """One row a query: its box, its attention as computed, its attention had the bias been left out of that
+layer. Maps are averaged over the heads.
+
+example: tools/visualize_attention.py --config-file output/quickstart/config.yaml --input photo.jpg \\
+  --output attention.png --count 4 MODEL.WEIGHTS output/quickstart/model_final.pth
+"""
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="One row a query: its box, its attention as computed, its attention had the bias been left out of that\n"
-        "layer. Maps are averaged over the heads.\n\n"
-        "example: tools/visualize_attention.py --config-file output/quickstart/config.yaml --input photo.jpg \\\n"
-        "  --output attention.png --count 4 MODEL.WEIGHTS output/quickstart/model_final.pth",
-    )
-    parser.add_argument("--config-file", required=True, help="of a PlainDETR run")
+    parser = config_parser(__doc__, EPILOG)
     parser.add_argument("--input", required=True, help="one image file")
     parser.add_argument("--output", default="output/attention.png", help="picture to write (default %(default)s)")
     parser.add_argument("--count", type=int, default=4, help="queries with the best scores (default %(default)s)")
     parser.add_argument("--query", type=int, action="append", default=[], help="this query instead; may be repeated")
     parser.add_argument("--layer", type=int, default=-1, help="decoder layer, from 0; negative: from the last one")
     parser.add_argument("--cell", type=int, default=360, help="width of one picture in pixels (default %(default)s)")
-    add_plugin_argument(parser)
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, such as MODEL.WEIGHTS")
     return parser.parse_args(argv)
 
 
@@ -47,23 +41,21 @@ def main(argv: list[str] | None = None) -> Path:
         raise ValueError("--count and --cell must be at least 1")
     if not Path(args.input).is_file():
         raise FileNotFoundError(f"input not found: {args.input}")
-    cfg = prepare_classes(load_cfg(args.config_file, args.opts, plugins=args.plugin))
+    cfg = prepare_classes(read_config(args))
     if cfg.MODEL.META_ARCHITECTURE != "PlainDETR":
         raise ValueError(f"{args.config_file}: a {cfg.MODEL.META_ARCHITECTURE} has no cross-attention to draw")
-    model = Predictor(cfg).model
-    data = T.AugInput(read_image(args.input, cfg.INPUT.FORMAT))
-    T.AugmentationList(get_recipe("PlainDETR").test_augmentations(cfg))(data)
-    image = np.ascontiguousarray(data.image)
+    predictor = Predictor(cfg)
+    image = np.ascontiguousarray(predictor.resize(read_image(args.input, cfg.INPUT.FORMAT)))
     pixels = torch.as_tensor(image.transpose(2, 0, 1).copy())
-    found = query_attention(model, pixels, queries=args.query, count=args.count, layer=args.layer)
+    found = query_attention(predictor.model, pixels, queries=args.query, count=args.count, layer=args.layer)
     if cfg.INPUT.FORMAT == "BGR":
         image = image[..., ::-1]
     scale, names = args.cell / image.shape[1], cfg.DATASETS.CLASS_NAMES
     pictures = []
-    for query, box, score, label, with_bias, without in zip(*found[:6]):
+    for query, box, score, label, *maps in zip(*found[:6]):
         name = names[label] if names else f"class {int(label)}"
         pictures.append(titled(draw_box(image, box, scale=scale), f"query {int(query)}: {name} {float(score):.2f}"))
-        for title, attention in (("with box bias", with_bias), ("without", without)):
+        for title, attention in zip(("with box bias", "without"), maps):
             drawn = draw_attention(image, attention, box, stride=found.stride, scale=scale)
             pictures.append(titled(drawn, title))
     output = Path(args.output)

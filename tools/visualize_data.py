@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from d2x.config.load import load_cfg
-from d2x.config.plugins import add_plugin_argument
+from d2x.config.arguments import config_parser, read_config
 from d2x.data.images import read_image
 from d2x.data.mapper import DetectionMapper, make_train_mapper
 from d2x.data.prepare import prepare_data
@@ -34,15 +33,13 @@ EPILOG = """examples:
   your data as trained on   tools/visualize_data.py --config-file projects/CenterX/configs/quickstart.yaml \\
                               --json a.json --images a/ --samples 4 INPUT.RANDOM_FLIP none
 
-Data sets of other kinds are looked for below the folder in the environment variable DETECTRON2_DATASETS.
+Without --config-file nothing is augmented; with it, its DATASETS.TRAIN is the default. Data sets of other kinds are
+looked for below the folder in the environment variable DETECTRON2_DATASETS.
 """
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", help="its augmentations are applied, and its DATASETS.TRAIN is the default")
+    parser = config_parser(__doc__, EPILOG, required=False)
     parser.add_argument("--dataset", metavar="NAME", help="a registered data set, such as shapes_train")
     parser.add_argument("--json", help="COCO json of your own data")
     parser.add_argument("--images", metavar="FOLDER", help="image folder of --json")
@@ -53,8 +50,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=320, help="of one picture in pixels (default %(default)s)")
     parser.add_argument("--shuffle", action="store_true", help="random images instead of evenly spread ones")
     parser.add_argument("--seed", type=int, default=0, help="of --shuffle and the augmentations (default %(default)s)")
-    add_plugin_argument(parser)
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     args = parser.parse_args(argv)
     if bool(args.json) != bool(args.images):
         parser.error("--json and --images belong together")
@@ -70,11 +65,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def pick_dataset(args: argparse.Namespace, cfg: CfgNode | None) -> str:
-    """Register what the arguments name; returns the data set's name."""
+def register(args: argparse.Namespace, cfg: CfgNode | None) -> str:
+    """Register what the arguments name, or else the config's first training set; returns the data set's name."""
     if args.json:
         return register_coco_json("user_data", args.json, args.images)
-    if not args.dataset:
+    if cfg is not None and not args.dataset:
         prepare_data(cfg)
         if not cfg.DATASETS.TRAIN:
             raise ValueError(f"{args.config_file}: DATASETS.TRAIN is empty; give --dataset or --json and --images")
@@ -87,30 +82,11 @@ def pick_dataset(args: argparse.Namespace, cfg: CfgNode | None) -> str:
     return args.dataset
 
 
-def make_mapper(cfg: CfgNode, dataset: str) -> DetectionMapper:
-    """The mapper that training with this config on this data set would use."""
-    cfg.DATASETS.TRAIN = (dataset,)
-    return make_train_mapper(cfg, get_recipe(cfg.MODEL.META_ARCHITECTURE).train_augmentations(cfg))
-
-
 def choose(records: list[dict], count: int, shuffle: bool, seed: int) -> list[dict]:
     """``count`` records, evenly spread or at random."""
     if shuffle:
         return random.Random(seed).sample(records, min(count, len(records)))
     return [records[round(i)] for i in np.linspace(0, len(records) - 1, min(count, len(records)))]
-
-
-def draw_sample(mapped: dict, image_format: str, metadata, width: int) -> np.ndarray:
-    """A mapped record, (3, h, w) image and boxes in its pixels, as an RGB picture ``width`` px wide."""
-    image = mapped["image"].numpy().transpose(1, 2, 0)
-    image = image[..., ::-1] if image_format == "BGR" else image
-    instances = mapped["instances"]
-    annotations = [
-        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label}
-        for box, label in zip(instances.gt_boxes.tensor.tolist(), instances.gt_classes.tolist())
-    ]
-    picture = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))
-    return draw_ground_truth(picture, {"annotations": annotations}, metadata, width / picture.shape[1])
 
 
 def draw_row(record: dict, mapper: DetectionMapper | None, args: argparse.Namespace, metadata) -> np.ndarray:
@@ -122,25 +98,34 @@ def draw_row(record: dict, mapper: DetectionMapper | None, args: argparse.Namesp
     image = read_image(record["file_name"])
     title = f"ground truth, {image.shape[1]} x {image.shape[0]}, {len(record.get('annotations', []))} boxes"
     pictures = [titled(draw_ground_truth(image, record, metadata, args.width / image.shape[1]), title)]
-    for _ in range(args.samples if mapper else 0):
-        mapped = mapper(record)
-        if mapped is not None:
-            height, width = mapped["image"].shape[1:]
-            drawn = draw_sample(mapped, mapper.image_format, metadata, args.width)
-            pictures.append(titled(drawn, f"augmented, {width} x {height}, {len(mapped['instances'])} boxes"))
-    tallest = max(picture.shape[0] for picture in pictures)
-    gap = 4
+    if mapper is not None:
+        samples = [sample for sample in (mapper(record) for _ in range(args.samples)) if sample is not None]
+        pictures += [draw_sample(sample, mapper.image_format, metadata, args.width) for sample in samples]
+    tallest, gap = max(picture.shape[0] for picture in pictures), 4
     padded = [np.pad(p, ((0, tallest - p.shape[0]), (0, gap), (0, 0)), constant_values=255) for p in pictures]
     return np.hstack(padded)[:, :-gap]
+
+
+def draw_sample(sample: dict, channels: str, metadata, width: int) -> np.ndarray:
+    """A mapper's (3, h, w) image and the boxes in its pixels, as an RGB picture ``width`` px wide with a title."""
+    pixels = sample["image"].clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    pixels = np.ascontiguousarray(pixels[..., ::-1] if channels == "BGR" else pixels)
+    instances = sample["instances"]
+    drawer = Visualizer(pixels, metadata, scale=width / pixels.shape[1])
+    labels = [metadata.thing_classes[label] for label in instances.gt_classes]
+    drawn = drawer.overlay_instances(labels=labels, boxes=instances.gt_boxes).get_image()
+    return titled(drawn, f"augmented, {pixels.shape[1]} x {pixels.shape[0]}, {len(instances)} boxes")
 
 
 def main(argv: list[str] | None = None) -> Path:
     """Run; returns the picture's or the folder's path."""
     args = parse_args(argv)
     output = Path(args.output)
-    cfg = load_cfg(args.config_file, args.opts, plugins=args.plugin) if args.config_file else None
-    dataset = pick_dataset(args, cfg)
-    mapper = make_mapper(cfg, dataset) if cfg else None
+    cfg = read_config(args) if args.config_file else None
+    dataset, mapper = register(args, cfg), None
+    if cfg is not None:
+        cfg.DATASETS.TRAIN = (dataset,)
+        mapper = make_train_mapper(cfg, get_recipe(cfg.MODEL.META_ARCHITECTURE).train_augmentations(cfg))
     records, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)
     seed_all_rng(args.seed)
     rows, bad = {}, []

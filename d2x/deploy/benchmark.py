@@ -1,4 +1,4 @@
-"""Times of exported models and of PyTorch side by side: each in a process of its own, in turns, as ratios."""
+"""Benchmark of exported models beside PyTorch: each in a process of its own, in turns, as ratios."""
 
 import json
 import resource
@@ -49,22 +49,23 @@ class Worker:
 
     def __init__(self, name: str, command: Sequence[str]):
         self.name = name
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdin and process.stdout  # as asked for
+        self._process, self._to, self._from = process, process.stdin, process.stdout
         self._read()  # it is ready
 
     def run(self, repeats: int) -> dict[str, float]:
         """``median`` seconds of so many calls, and ``memory_mb``."""
-        self._process.stdin.write(f"{repeats}\n")
-        self._process.stdin.flush()
+        print(repeats, file=self._to, flush=True)
         return self._read()
 
     def close(self) -> None:
         """End the process."""
-        self._process.stdin.close()
+        self._to.close()
         self._process.wait()
 
     def _read(self) -> dict[str, float]:
-        for line in self._process.stdout:
+        for line in self._from:
             if line.startswith("{"):
                 return json.loads(line)
         raise ValueError(f"benchmark of {self.name}: its process ended with status {self._process.wait()}")
@@ -94,18 +95,13 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def exported_command(folder: str | Path, threads: int) -> list[str]:
-    """Starts the worker of an exported model, in which only its runtime is loaded."""
-    return [sys.executable, "-m", "d2x.deploy.benchmark", str(folder), str(threads)]
-
-
 def exported_call(folder: str | Path, threads: int) -> Callable[[], object]:
     """One call of an exported model's runtime on noise, as large as its fixed input."""
     detector = load(folder, threads=threads)
     manifest = detector.manifest
-    noise = np.random.default_rng(0).integers(0, 256, (manifest.batch, 3, *manifest.size))
-    feeds = {"images": noise.astype(np.float32), "sizes": np.array([manifest.size] * manifest.batch, dtype=np.int64)}
-    feeds = {name: feeds[name] for name in manifest.inputs}
+    assert manifest.size and manifest.batch  # of a model that was exported for a benchmark
+    noise = np.random.default_rng(0).integers(0, 256, (3, *manifest.size)).astype(np.float32)
+    feeds = detector.feeds([(noise, manifest.size)] * manifest.batch)
     return lambda: detector.runtime(feeds)
 
 
@@ -118,27 +114,26 @@ def measure(workers: Sequence[Worker], *, rounds: int, repeats: int, batch: int)
         repeats: calls a turn.
         batch: images a call.
     """
-    results = [[worker.run(repeats) for worker in workers] for _ in range(rounds)]
-    memory = [max(row[i]["memory_mb"] for row in results) for i in range(len(workers))]
+    rows = [[worker.run(repeats) for worker in workers] for _ in range(rounds)]
+    seconds = np.array([[result["median"] for result in row] for row in rows])
+    memory = np.array([[result["memory_mb"] for result in row] for row in rows]).max(axis=0)
+    ratios = seconds[:, :1] / seconds
     timings = []
     for i, worker in enumerate(workers):
-        seconds = statistics.median(row[i]["median"] for row in results)
-        ratios = [row[0]["median"] / row[i]["median"] for row in results]
-        spread = (min(ratios), max(ratios))
-        rate, speed_up, share = batch / seconds, statistics.median(ratios), memory[i] / memory[0]
-        timings.append(Timing(worker.name, 1e3 * seconds, rate, speed_up, spread, memory[i], share))
+        median, spread = float(np.median(seconds[:, i])), (float(ratios[:, i].min()), float(ratios[:, i].max()))
+        speed_up, share = float(np.median(ratios[:, i])), float(memory[i] / memory[0])
+        timings.append(Timing(worker.name, 1e3 * median, batch / median, speed_up, spread, float(memory[i]), share))
     return timings
 
 
 def table(timings: Sequence[Timing]) -> str:
     """The timings as a Markdown table."""
-    head = ("", "times faster", "lowest to highest", "ms", "images/s", "peak MB", "times the memory")
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for one in timings:
-        low, high = one.spread
+    lines = ["| | times faster | lowest to highest | ms | images/s | peak MB | times the memory |"]
+    lines.append("|---" * 7 + "|")
+    for t in timings:
         lines.append(
-            f"| {one.name} | {one.speed_up:.2f} | {low:.2f} to {high:.2f} | {one.milliseconds:.1f}"
-            f" | {one.images_per_second:.1f} | {one.memory_mb:.0f} | {one.memory_share:.2f} |"
+            f"| {t.name} | {t.speed_up:.2f} | {t.spread[0]:.2f} to {t.spread[1]:.2f} | {t.milliseconds:.1f}"
+            f" | {t.images_per_second:.1f} | {t.memory_mb:.0f} | {t.memory_share:.2f} |"
         )
     return "\n".join(lines)
 

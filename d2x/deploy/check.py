@@ -1,4 +1,4 @@
-"""How far an exported model is from PyTorch, detection by detection."""
+"""Comparison of an exported model's detections with PyTorch's, one by one."""
 
 from typing import NamedTuple
 
@@ -60,59 +60,59 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    expected: Detections, found: Detections, *, limit: int, tolerance: Tolerance = DEFAULT, name: str = ""
+    expected: Detections, actual: Detections, *, limit: int, tolerance: Tolerance = DEFAULT, name: str = ""
 ) -> Comparison:
     """Pair the detections of one image so that the differences are smallest, and measure them.
 
     Args:
         expected: by PyTorch.
-        found: by the exported model.
+        actual: by the exported model.
         limit: most detections that either side gives: past it, near-equal scores may have cut off different ones.
         tolerance: of boxes; a pair further apart may be a tie.
         name: of the image.
     """
     score = box = 0.0
     pairs = ties = 0
-    sides = (expected, found)
-    left = [np.ones(len(one.scores), dtype=bool) for one in sides]
-    for label in np.union1d(expected.classes, found.classes):
-        mine, theirs = np.flatnonzero(expected.classes == label), np.flatnonzero(found.classes == label)
-        by_score = np.abs(expected.scores[mine, None] - found.scores[None, theirs])
-        by_box = np.abs(expected.boxes[mine, None] - found.boxes[None, theirs]).max(axis=-1)
+    sides = (expected, actual)
+    alone = [np.ones(len(side.scores), dtype=bool) for side in sides]
+    for label in np.union1d(expected.classes, actual.classes):
+        mine, theirs = np.flatnonzero(expected.classes == label), np.flatnonzero(actual.classes == label)
+        by_score = np.abs(expected.scores[mine, None] - actual.scores[None, theirs])
+        by_box = np.abs(expected.boxes[mine, None] - actual.boxes[None, theirs]).max(axis=-1)
         rows, columns = linear_sum_assignment(by_box + by_score * 1e3)
         kept = _are_partners(expected.boxes[mine[rows]], by_box[rows, columns])
         tied = (by_box[rows, columns] > tolerance.box) & (by_score[rows, columns] <= TIED)
         rows, columns = rows[kept & ~tied], columns[kept & ~tied]
-        left[0][mine[rows]] = left[1][theirs[columns]] = False
+        alone[0][mine[rows]] = alone[1][theirs[columns]] = False
         pairs += len(rows)
         score = max(score, by_score[rows, columns].max(initial=0.0))
         box = max(box, by_box[rows, columns].max(initial=0.0))
     # At least half full: boxes that were empty are missing from what was once the whole list.
-    full = [one.scores.min(initial=np.inf) for one in sides if 2 * len(one.scores) >= limit]
+    full = [side.scores.min(initial=np.inf) for side in sides if 2 * len(side.scores) >= limit]
     unmatched = 0
-    for one, other, alone in zip(sides, sides[::-1], left):
-        alone = alone & (one.scores > max(full, default=0.0) + CUT_OFF)
-        same = np.abs(one.scores[alone, None] - other.scores[None]) <= TIED
-        same &= one.classes[alone, None] == other.classes[None]
+    for side, other, without_partner in zip(sides, sides[::-1], alone):
+        without_partner = without_partner & (side.scores > max(full, default=0.0) + CUT_OFF)
+        same = np.abs(side.scores[without_partner, None] - other.scores[None]) <= TIED
+        same &= side.classes[without_partner, None] == other.classes[None]
         ties += int(same.any(axis=1).sum())
         unmatched += int((~same.any(axis=1)).sum())
     return Comparison(1, pairs, float(score), float(box), unmatched, ties, name)
 
 
-def merge(one: Comparison, other: Comparison, tolerance: Tolerance) -> Comparison:
+def merge(first: Comparison, second: Comparison, tolerance: Tolerance) -> Comparison:
     """The comparison of both sets of images together."""
 
     def badness(comparison: Comparison) -> tuple[float, float]:
         return comparison.unmatched, max(comparison.score / tolerance.score, comparison.box / tolerance.box)
 
     return Comparison(
-        one.images + other.images,
-        one.detections + other.detections,
-        max(one.score, other.score),
-        max(one.box, other.box),
-        one.unmatched + other.unmatched,
-        one.ties + other.ties,
-        max(one, other, key=badness).where,
+        first.images + second.images,
+        first.detections + second.detections,
+        max(first.score, second.score),
+        max(first.box, second.box),
+        first.unmatched + second.unmatched,
+        first.ties + second.ties,
+        max(first, second, key=badness).where,
     )
 
 

@@ -1,4 +1,4 @@
-"""From a config with its checkpoint to a folder with a verified model: all of it, or nothing."""
+"""Export: from a config with its checkpoint to a folder with a verified model, whole or not at all."""
 
 import copy
 import dataclasses
@@ -15,9 +15,8 @@ from detectron2.config import CfgNode
 
 from d2x.atomic_files import atomic_folder
 from d2x.deploy.check import Tolerance
-from d2x.deploy.exporters import get_exporter
-from d2x.deploy.exporters.request import ExportRequest
-from d2x.deploy.graph import DetectionGraph
+from d2x.deploy.exporters import Exporter, get_exporter
+from d2x.deploy.graph import DetectionGraph, ExportRequest
 from d2x.deploy.infer import Detector, load
 from d2x.deploy.manifest import FILE_NAME, OUTPUTS, Manifest
 from d2x.deploy.verify import Reference, check, measure_ap
@@ -99,23 +98,23 @@ def export_model(
     predictor = Predictor(cfg)
     graph = deployment.build_graph(copy.deepcopy(predictor.model), form).eval()
     manifest = _describe(cfg, graph, deployment.test_resize(cfg), exporter, options)
-    example = graph.example(manifest.size or _example_size(graph), 2 if manifest.batch is None else manifest.batch)
+    example = graph.example(manifest.size or _example_size(graph), manifest.batch or 2)
     with torch.no_grad():
         fold_batch_norms(graph, lambda: graph.raw(*example))
-    feeds = [_feeds(manifest, image) for image in calibration]
+    feeder = Detector(manifest, runtime=dict)
+    feeds = [feeder.feeds([feeder.prepare(image)]) for image in calibration]
 
     with atomic_folder(output, replace=True) as folder:
         exporter.export(graph, folder, ExportRequest(example, options.dynamic, options.precision, feeds))
         manifest.write(folder)
         measured: dict[str, Any] = {}
         if options.check:
-            eager = deployment.build_graph(predictor.model, form).eval()
-            detector, reference = load(folder), Reference(predictor, eager, manifest)
+            reference = Reference(predictor, deployment.build_graph(predictor.model, form).eval(), manifest)
+            detector = load(folder)
             measured["check"] = check(detector, reference, check_images or {}, options.tolerance)._asdict()
             if options.evaluate_images is not None:
-                measured["AP"] = measure_ap(
-                    detector, reference, cfg, limit=options.evaluate_images, max_loss=options.max_ap_loss
-                )
+                limits = {"limit": options.evaluate_images, "max_loss": options.max_ap_loss}
+                measured["AP"] = measure_ap(detector, reference, cfg, **limits)
         manifest = dataclasses.replace(manifest, versions=_versions(exporter.PACKAGES), measured=measured)
         manifest.write(folder)
     return manifest
@@ -142,7 +141,7 @@ def _choose_form(options: ExportOptions, of_format: Sequence[str], of_detector: 
     return options.form or possible[0]
 
 
-def _check_options(options: ExportOptions, exporter, calibration: Sequence[np.ndarray]) -> None:
+def _check_options(options: ExportOptions, exporter: Exporter, calibration: Sequence[np.ndarray]) -> None:
     if options.precision not in exporter.PRECISIONS:
         raise ValueError(f"precision {options.precision}: {options.format} takes {' or '.join(exporter.PRECISIONS)}")
     if options.dynamic and not exporter.DYNAMIC:
@@ -154,11 +153,12 @@ def _check_options(options: ExportOptions, exporter, calibration: Sequence[np.nd
 
 
 def _describe(
-    cfg: CfgNode, graph: DetectionGraph, resize: dict[str, Any], exporter, options: ExportOptions
+    cfg: CfgNode, graph: DetectionGraph, resize: dict[str, Any], exporter: Exporter, options: ExportOptions
 ) -> Manifest:
     if options.dynamic and graph.square:
         raise ValueError(f"the backbone takes {graph.square} x {graph.square} pixels only: leave out --dynamic")
     return Manifest(
+        **dataclasses.asdict(graph.facts),
         format=options.format,
         file=exporter.FILE,
         detector=cfg.MODEL.META_ARCHITECTURE,
@@ -166,21 +166,15 @@ def _describe(
         precision=options.precision,
         classes=list(cfg.DATASETS.CLASS_NAMES),
         channels=cfg.INPUT.FORMAT,
-        mean=graph.mean.flatten().tolist(),
-        std=graph.std.flatten().tolist(),
         resize=resize,
-        divisibility=graph.divisibility,
-        smallest=graph.smallest,
         size=None if options.dynamic else _input_size(graph, resize, options.size),
-        batch=None if options.dynamic and getattr(exporter, "BATCHES", True) else options.batch,
-        stride=graph.stride,
-        max_detections=graph.max_detections,
-        min_score=graph.min_score,
-        clip=graph.clip,
-        centres_in_padding=graph.centres_in_padding,
+        batch=None if options.dynamic and "batch" in exporter.DYNAMIC else options.batch,
         inputs={name: INPUTS[name] for name in graph.input_names},
         outputs={name: OUTPUTS[graph.form][name] for name in graph.output_names},
-        source=_source(cfg),
+        source={
+            "checkpoint": os.path.basename(cfg.MODEL.WEIGHTS),
+            "sha256": hashlib.sha256(Path(cfg.MODEL.WEIGHTS).read_bytes()).hexdigest(),
+        },
     )
 
 
@@ -189,34 +183,20 @@ def _input_size(graph: DetectionGraph, resize: dict[str, Any], wanted: tuple[int
         if wanted and tuple(wanted) != (graph.square, graph.square):
             raise ValueError(f"the backbone takes {graph.square} x {graph.square} pixels only")
         return graph.square, graph.square
-    if wanted is None:
-        if resize["kind"] not in ("fixed", "fit"):
-            raise ValueError("the config's test-time resize gives images of many sizes: give --size, or --dynamic")
-        wanted = resize["size"]
-    height, width = (-(-side // graph.divisibility) * graph.divisibility for side in wanted)
+    if wanted is None and resize["kind"] not in ("fixed", "fit"):
+        raise ValueError("the config's test-time resize gives images of many sizes: give --size, or --dynamic")
+    multiple = graph.facts.divisibility
+    height, width = (-(-side // multiple) * multiple for side in wanted or resize["size"])
     return height, width
 
 
 def _example_size(graph: DetectionGraph) -> tuple[int, int]:
     """Of no special value, so that the trace does not take one for a constant."""
-    unit = -(-32 // graph.divisibility) * graph.divisibility
-    least = max(3 * unit, graph.smallest)
+    unit = -(-32 // graph.facts.divisibility) * graph.facts.divisibility
+    least = max(3 * unit, graph.facts.smallest)
     return least, least + unit
-
-
-def _source(cfg: CfgNode) -> dict[str, str]:
-    with open(cfg.MODEL.WEIGHTS, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
-        if digest is None:  # Python 3.10
-            digest = hashlib.sha256(file.read())
-    return {"checkpoint": os.path.basename(cfg.MODEL.WEIGHTS), "sha256": digest.hexdigest()}
 
 
 def _versions(modules: Sequence[str]) -> dict[str, str]:
     """Of numpy and those of the modules that this process has loaded, which the others took no part in."""
     return {name: str(sys.modules[name].__version__) for name in ("numpy", *modules) if name in sys.modules}
-
-
-def _feeds(manifest: Manifest, image: np.ndarray) -> dict[str, np.ndarray]:
-    detector = Detector(manifest, runtime=dict)
-    return detector.feeds([detector.prepare(image)])

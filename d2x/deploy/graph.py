@@ -1,57 +1,60 @@
-"""What is exported: a module from raw pixels to readable outputs."""
+"""The exported module: from raw pixels to readable outputs."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from d2x.deploy.manifest import GraphFacts
+
+
+class ExportRequest(NamedTuple):
+    """Settings of one export of a graph.
+
+    Attributes:
+        example: inputs for tracing; their size and batch are the model's where it is not dynamic.
+        dynamic: any size (a multiple of the graph's divisibility) and any batch.
+        precision: "fp32", "fp16" or "int8".
+        calibration: inputs by name, one dict an image; for "int8".
+    """
+
+    example: tuple[Tensor, ...]
+    dynamic: bool = False
+    precision: str = "fp32"
+    calibration: Sequence[dict[str, np.ndarray]] = ()
 
 
 class DetectionGraph(nn.Module):
     """Base of the exported modules. ``forward(images)`` or ``forward(images, sizes)`` gives a tuple of tensors.
 
-    Inputs: ``images`` (N, 3, H, W) float32, 0-255, H and W multiples of ``divisibility``, each image in the top left
-    corner; ``sizes`` (N, 2) int64 (height, width) of each image. Forms with ``sizes`` ignore what the padding holds;
-    without it, it must hold the channel means.
+    Inputs: ``images`` (N, 3, H, W) float32, 0-255, H and W multiples of ``facts.divisibility``, each image in the top
+    left corner; ``sizes`` (N, 2) int64 (height, width) of each image. Forms with ``sizes`` ignore what the padding
+    holds; without it, it must hold the channel means.
 
     Args:
-        form: a key of ``d2x.deploy.manifest.OUTPUTS``; its names are those of the outputs, in this order.
+        facts: what the manifest says of the graph; ``smallest`` is rounded up to the divisibility.
+        form: a key of ``d2x.deploy.manifest.OUTPUTS``.
+        outputs: the names of the outputs, in this order.
         with_sizes: whether there is the second input.
-        mean, std: per channel, 0-255.
-        divisibility: see above.
-        max_detections: rows of the form "detections".
-        stride: pixels per cell of maps, 0 for none.
-        min_score, clip, centres_in_padding: for the reader of the outputs, see ``Manifest``.
         square: side of the only input the network takes, 0 where it takes others.
-        smallest: least side in pixels of an input of any size.
     """
 
-    def __init__(
-        self,
-        *,
-        form: str,
-        outputs: Sequence[str],
-        with_sizes: bool,
-        mean: Sequence[float],
-        std: Sequence[float],
-        divisibility: int,
-        max_detections: int,
-        stride: int = 0,
-        min_score: float = 0.0,
-        clip: bool = True,
-        centres_in_padding: bool = False,
-        square: int = 0,
-        smallest: int = 1,
-    ):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, facts: GraphFacts, *, form: str, outputs: Sequence[str], with_sizes: bool, square: int = 0):
         super().__init__()
-        self.form, self.output_names = form, list(outputs)
+        smallest = -(-facts.smallest // facts.divisibility) * facts.divisibility
+        self.facts = dataclasses.replace(facts, smallest=smallest)
+        self.form, self.output_names, self.square = form, list(outputs), square
         self.input_names = ["images", "sizes"] if with_sizes else ["images"]
-        self.divisibility, self.stride, self.square = divisibility, stride, square
-        self.max_detections, self.min_score = max_detections, min_score
-        self.clip, self.centres_in_padding = clip, centres_in_padding
-        self.smallest = -(-smallest // divisibility) * divisibility
         self.network_type = torch.float32
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(facts.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(facts.std).view(-1, 1, 1), persistent=False)
 
     def normalise(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
         """To the network's unit and type; with ``sizes``, zero outside each image."""
@@ -90,3 +93,31 @@ def inside(hw: Sequence[int], stride: int, sizes: Tensor) -> Tensor:
     """(N, 1, Hf, Wf) bool: cells of ``stride`` pixels that images of ``sizes`` (N, 2) (height, width) reach."""
     height, width = (stride * torch.arange(side, device=sizes.device) for side in hw)
     return ((height < sizes[:, :1])[:, :, None] & (width < sizes[:, 1:])[:, None, :])[:, None]
+
+
+def trace(graph: DetectionGraph, request: ExportRequest) -> ExportedProgram:
+    """The program of a graph.
+
+    Raises:
+        ValueError: the network cannot be traced with sizes that vary.
+    """
+    with torch.no_grad():
+        if not request.dynamic:
+            return torch.export.export(graph, request.example)
+        try:
+            return torch.export.export(graph, request.example, dynamic_shapes=_dynamic_shapes(graph))
+        except Exception as error:  # torch raises many types here; a fixed size needs none of what failed
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{type(graph).__name__} cannot be exported for any size, leave out --dynamic ({reason})"
+            ) from error
+
+
+def _dynamic_shapes(graph: DetectionGraph) -> dict[str, dict[int, Dim]]:
+    batch = Dim("batch", min=1)
+    multiple = graph.facts.divisibility
+    height, width = (Dim(name, min=graph.facts.smallest // multiple) for name in ("height", "width"))
+    if multiple > 1:
+        height, width = multiple * height, multiple * width
+    shapes = {"images": {0: batch, 2: height, 3: width}, "sizes": {0: batch}}
+    return {name: shapes[name] for name in graph.input_names}

@@ -1,28 +1,14 @@
-"""The one inference program for every format: an image in numpy in, detections in numpy out."""
+"""Inference with an exported model of any format: an image in numpy in, detections in numpy out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from d2x.deploy.manifest import Manifest, read_manifest
-from d2x.deploy.peaks import crop_to_image, keep_pooled_peaks, read_peaks
+from d2x.deploy.peaks import Detections, crop_to_image, keep_pooled_peaks, read_peaks
 from d2x.deploy.resize import fitted_size, resize_image, resized_size
-from d2x.deploy.runtimes import open_runtime
-
-
-class Detections(NamedTuple):
-    """What was found in one image, by descending score.
-
-    boxes: (M, 4) float32 xyxy, pixels of the image as it was given.
-    scores: (M,) float32.
-    classes: (M,) int64, index into the manifest's ``classes``.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
+from d2x.deploy.runtimes import Runtime, open_runtime
 
 
 def load(folder: str | Path, *, threads: int | None = None, precision: str | None = None) -> "Detector":
@@ -54,7 +40,7 @@ class Detector:
         runtime: inputs by name to outputs by name, all numpy.
     """
 
-    def __init__(self, manifest: Manifest, runtime: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]):
+    def __init__(self, manifest: Manifest, runtime: Runtime):
         self.manifest, self.runtime = manifest, runtime
 
     @property
@@ -63,7 +49,7 @@ class Detector:
         return self.manifest.classes
 
     def __call__(self, image: np.ndarray, threshold: float = 0.0) -> Detections:
-        """Detect in one image, (H, W, 3) uint8 in the manifest's ``channels`` order; see ``batch``."""
+        """Detect in one image, (H, W, 3) uint8 in the manifest's ``channels`` order; boxes are in its pixels."""
         return self.batch([image], threshold)[0]
 
     def batch(self, images: Sequence[np.ndarray], threshold: float = 0.0) -> list[Detections]:
@@ -82,13 +68,13 @@ class Detector:
         groups: dict[tuple, list[int]] = {}
         for i, (canvas, _) in enumerate(prepared):
             groups.setdefault(canvas.shape if self.manifest.batch is None else (i,), []).append(i)
-        found: list[Detections | None] = [None] * len(images)
+        detections: dict[int, Detections] = {}
         for group in groups.values():
             outputs = self.runtime(self.feeds([prepared[i] for i in group]))
             for row, i in enumerate(group):
-                one = {name: value[row] for name, value in outputs.items()}
-                found[i] = self._read(one, prepared[i][1], images[i].shape[:2], threshold)
-        return found
+                of_image = {name: value[row] for name, value in outputs.items()}
+                detections[i] = self._read(of_image, prepared[i][1], images[i].shape, threshold)
+        return [detections[i] for i in range(len(images))]
 
     def prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """Resize and pad.
@@ -120,10 +106,10 @@ class Detector:
         return feeds
 
     def _read(
-        self, outputs: dict[str, np.ndarray], size: tuple[int, int], original: tuple[int, int], threshold: float
+        self, outputs: dict[str, np.ndarray], size: tuple[int, int], original: tuple[int, ...], threshold: float
     ) -> Detections:
         boxes, scores, classes = self._decode(outputs, size, max(self.manifest.min_score, threshold))
-        height, width = original
+        height, width = original[:2]
         boxes = boxes * np.array([width / size[1], height / size[0]] * 2, dtype=np.float32)
         if self.manifest.clip:
             boxes = np.clip(boxes, 0, np.array([width, height] * 2, dtype=np.float32))
@@ -131,22 +117,16 @@ class Detector:
             boxes, scores, classes = boxes[kept], scores[kept], classes[kept]
         return Detections(boxes.astype(np.float32), scores.astype(np.float32), classes.astype(np.int64))
 
-    def _decode(self, outputs: dict[str, np.ndarray], size: tuple[int, int], min_score: float):
-        """Boxes in pixels of the input, scores and classes of one image."""
+    def _decode(self, outputs: dict[str, np.ndarray], size: tuple[int, int], min_score: float) -> Detections:
+        """Detections of one image in pixels of the input."""
         manifest = self.manifest
         if manifest.form == "detections":
             kept = outputs["scores"] > min_score
-            return tuple(outputs[name][kept] for name in ("boxes", "scores", "classes"))
-        heat = outputs["heat"]
+            return Detections(*(outputs[name][kept] for name in ("boxes", "scores", "classes")))
+        heat, offset, wh = outputs["heat"], outputs.get("reg"), outputs["wh"]
         if not manifest.centres_in_padding:
             heat = crop_to_image(heat, size, manifest.stride)
         if manifest.form == "heads":
             heat = keep_pooled_peaks(heat, outputs["pooled"])
-        return read_peaks(
-            heat,
-            outputs.get("reg"),
-            outputs["wh"],
-            stride=manifest.stride,
-            min_score=min_score,
-            limit=manifest.max_detections,
-        )
+        limit = manifest.max_detections
+        return read_peaks(heat, offset, wh, stride=manifest.stride, min_score=min_score, limit=limit)

@@ -1,4 +1,4 @@
-"""``model.json``: what a program must know of an exported model. No torch here."""
+"""Manifest of an exported model, ``model.json``: what a program must know to run it. No torch here."""
 
 import dataclasses
 import json
@@ -10,6 +10,10 @@ VERSION = 1
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
+_OF_PEAKS = {
+    "reg": "(N, 2, Hf, Wf) float32 (dx, dy) of the centre from the cell's corner, in cells",
+    "wh": "(N, 2 or 2 K, Hf, Wf) float32 (width, height) in cells, one pair or one for each class",
+}
 # What a model gives, by the name of its form; the shapes are those of every format.
 OUTPUTS = {
     "detections": {
@@ -19,20 +23,44 @@ OUTPUTS = {
     },
     "peaks": {
         "heat": "(N, K, Hf, Wf) float32 score of an object's centre being in the cell, zero everywhere but at peaks",
-        "reg": "(N, 2, Hf, Wf) float32 (dx, dy) of the centre from the cell's corner, in cells",
-        "wh": "(N, 2 or 2 K, Hf, Wf) float32 (width, height) in cells, one pair or one for each class",
+        **_OF_PEAKS,
     },
     "heads": {
         "heat": "(N, K, Hf, Wf) float32 score of an object's centre being in the cell",
         "pooled": "(N, K, Hf, Wf) float32 largest heat of each cell's 3x3 neighbourhood; a peak equals it",
-        "reg": "(N, 2, Hf, Wf) float32 (dx, dy) of the centre from the cell's corner, in cells",
-        "wh": "(N, 2 or 2 K, Hf, Wf) float32 (width, height) in cells, one pair or one for each class",
+        **_OF_PEAKS,
     },
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Manifest:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphFacts:
+    """What a program that runs a graph must know of it.
+
+    Attributes:
+        mean, std: per channel, 0-255. The graph normalises: its input is 0-255. Pixels of padding are the mean.
+        divisibility: height and width of the input are multiples of it.
+        smallest: least height and width of an input of any size.
+        max_detections: D, rows an image.
+        stride: input pixels per cell of the maps; 0 for a form without maps.
+        min_score: a detection scores more.
+        clip: boxes are clipped to the image, those empty then dropped.
+        centres_in_padding: keep peaks in cells without image; for forms with maps.
+    """
+
+    mean: list[float]
+    std: list[float]
+    divisibility: int
+    max_detections: int
+    smallest: int = 1
+    stride: int = 0
+    min_score: float = 0.0
+    clip: bool = True
+    centres_in_padding: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest(GraphFacts):
     """All that is needed to feed an exported model and to read what it gives.
 
     Attributes:
@@ -43,16 +71,9 @@ class Manifest:
         precision: "fp32", "fp16" or "int8".
         classes: names; empty when the training knew none.
         channels: "RGB" or "BGR", the order of the input's channels.
-        mean, std: per channel, 0-255. The graph normalises: its input is 0-255. Pixels of padding are the mean.
         resize: see ``d2x.deploy.resize``.
-        divisibility: height and width of the input are multiples of it.
         size: (height, width) of the input; None when any is accepted, both sides at least ``smallest``.
         batch: number of images of the input; None when any is accepted.
-        stride: input pixels per cell of the maps; 0 for a form without maps.
-        max_detections: D, rows an image.
-        min_score: a detection scores more.
-        clip: boxes are clipped to the image, those empty then dropped.
-        centres_in_padding: keep peaks in cells without image; for forms with maps.
         inputs: name -> dtype, shape and meaning.
         outputs: name -> meaning.
         source: checkpoint's file name and SHA-256.
@@ -67,18 +88,9 @@ class Manifest:
     precision: str
     classes: list[str]
     channels: str
-    mean: list[float]
-    std: list[float]
     resize: dict[str, Any]
-    divisibility: int
-    smallest: int
     size: tuple[int, int] | None
     batch: int | None
-    stride: int
-    max_detections: int
-    min_score: float
-    clip: bool
-    centres_in_padding: bool
     inputs: dict[str, dict[str, str]]
     outputs: dict[str, str]
     source: dict[str, str] = dataclasses.field(default_factory=dict)

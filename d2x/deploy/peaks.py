@@ -1,21 +1,37 @@
-"""From peak maps to boxes in numpy: the caller's side of the forms "peaks" and "heads"."""
+"""Detections in numpy, and their reading from peak maps: the caller's side of the forms "peaks" and "heads"."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-class PeakBoxes(NamedTuple):
-    """Detections of one image, by descending score; equal scores by class, row, column.
+class Detections(NamedTuple):
+    """Detections of one image, by descending score.
 
-    boxes: (M, 4) float32 xyxy, pixels of the network input, not clipped.
-    scores: (M,) float32.
-    classes: (M,) int64.
+    Attributes:
+        boxes: (M, 4) float32 xyxy, pixels.
+        scores: (M,) float32.
+        classes: (M,) int64, index into the manifest's ``classes``.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
+
+    def to_coco(self, file_name: str, names: Sequence[str], **place: int) -> list[dict[str, Any]]:
+        """COCO results: bbox is (x, y, w, h) in pixels; ``file_name`` (and ``place``) stand for the image id."""
+        return [
+            {
+                "file_name": file_name,
+                **place,
+                "category_id": label,
+                "category": names[label] if label < len(names) else str(label),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": score,
+            }
+            for (x0, y0, x1, y1), score, label in zip(*(field.tolist() for field in self))
+        ]
 
 
 def crop_to_image(maps: np.ndarray, image_hw: tuple[int, int], stride: int) -> np.ndarray:
@@ -54,8 +70,10 @@ def read_peaks(
     stride: int,
     min_score: float,
     limit: int,
-) -> PeakBoxes:
-    """The boxes at all cells that score more than ``min_score``.
+) -> Detections:
+    """The boxes at all cells that score more than ``min_score``, in pixels of the network input, not clipped.
+
+    Equal scores are in the order of class, row and column.
 
     Args:
         heat: (K, Hf, Wf), zero everywhere but at peaks.
@@ -79,4 +97,4 @@ def read_peaks(
     first = 2 * classes if len(size) > 2 else np.zeros_like(classes)
     half = np.stack([size[first, row, column], size[first + 1, row, column]], axis=1) / 2
     boxes = np.concatenate([centre - half, centre + half], axis=1) * stride
-    return PeakBoxes(boxes.astype(np.float32), scores, classes.astype(np.int64))
+    return Detections(boxes.astype(np.float32), scores, classes.astype(np.int64))

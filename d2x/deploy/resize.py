@@ -1,4 +1,4 @@
-"""The test-time resizes of the recipes as a description in a json file, and their execution without torch.
+"""Test-time resizes of the recipes: their description in a json file, and their execution without torch.
 
 A description is a dict with ``kind``:
 
@@ -7,7 +7,8 @@ A description is a dict with ``kind``:
 - ``fixed``: to ``size`` (height, width), the aspect ratio not kept;
 - ``fit``: the largest size that fits into ``size`` (height, width); ``rounding`` of the sides is "nearest" or "down".
 
-``interpolation`` is "bilinear" (Pillow's, anti-aliased), "opencv_bilinear" or "opencv_area".
+``interpolation`` is "bilinear" (Pillow's, anti-aliased, the default), "opencv_bilinear" or "opencv_area" (an average
+over source pixels).
 """
 
 from typing import Any
@@ -16,6 +17,13 @@ import numpy as np
 from PIL import Image
 
 KINDS = ("none", "shortest_edge", "fixed", "fit")
+INTERPOLATIONS = ("bilinear", "opencv_bilinear", "opencv_area")
+
+
+def shortest_edge(size: int, max_size: int) -> dict[str, Any]:
+    """The description of detectron2's own resize, by ``INPUT.MIN_SIZE_TEST`` (0 for none) and ``MAX_SIZE_TEST``."""
+    resize = {"kind": "shortest_edge", "size": size, "max_size": max_size} if size else {"kind": "none"}
+    return {**resize, "interpolation": "bilinear"}
 
 
 def resized_size(resize: dict[str, Any], hw: tuple[int, int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: fewer layers, the same function, for faster inference."""
+"""Folding of batch norms into the convolutions before them: fewer layers, the same function, faster inference."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -8,10 +8,9 @@ from detectron2.config import CfgNode
 from detectron2.layers import Conv2d as NormedConv2d
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
+Convolution = nn.Conv2d | nn.ConvTranspose2d
+Norm = nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d
 
 
 def for_inference(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -24,7 +23,7 @@ def for_inference(cfg: CfgNode, model: nn.Module) -> nn.Module:
     model = model.eval()
     if not cfg.TEST.FOLD:
         return model
-    if not hasattr(model, "backbone"):
+    if "backbone" not in dict(model.named_children()):
         raise ValueError(f"TEST.FOLD: {cfg.MODEL.META_ARCHITECTURE} has no backbone whose batch norms could be folded")
     return fold_for_inference(model)
 
@@ -43,15 +42,16 @@ def fold_for_inference(model: nn.Module, hw: tuple[int, int] = (128, 160)) -> nn
     if model.training:
         raise ValueError("batch norms can be folded in evaluation mode only: call model.eval() first")
     model = copy.deepcopy(model)
-    multiple = max(model.backbone.size_divisibility, 1)
+    backbone = model.get_submodule("backbone")
+    multiple = max(getattr(backbone, "size_divisibility", 0), 1)
     device = next(model.parameters()).device
     example = torch.randn(1, 3, *(-(-side // multiple) * multiple for side in hw), device=device)
 
     def run() -> Sequence[Tensor]:
         with torch.no_grad():
-            return list(model.backbone(example).values())
+            return list(backbone(example).values())
 
-    fold_batch_norms(model.backbone, run)
+    fold_batch_norms(backbone, run)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.to(memory_format=torch.channels_last)
@@ -81,24 +81,25 @@ def fold_batch_norms(module: nn.Module, run: Callable[[], Sequence[Tensor]]) -> 
     folded = {id(norm) for _, norm in pairs}
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(parent, NormedConv2d) and name == "norm" and isinstance(child, NORMS):
+            if isinstance(parent, NormedConv2d) and name == "norm" and isinstance(child, Norm):
                 _fold(parent, child)
                 parent.norm = None
                 folded.add(id(child))
             elif id(child) in folded:
                 setattr(parent, name, nn.Identity())
-    for one, other in zip(before, run()):
-        if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max())):
+    for expected, actual in zip(before, run()):
+        atol = 1e-3 * float(expected.abs().max())
+        if not torch.allclose(expected, actual, rtol=1e-3, atol=atol):
             raise RuntimeError("folding batch norms changed the outputs: a convolution feeds more than its norm")
     return len(folded)
 
 
-def _observe(module: nn.Module, run: Callable[[], Sequence[Tensor]]) -> list[tuple[nn.Module, nn.Module]]:
+def _observe(module: nn.Module, run: Callable[[], Sequence[Tensor]]) -> list[tuple[Convolution, Norm]]:
     """(convolution, norm) pairs where the norm ran once, on the output of a convolution that ran once."""
-    sources: dict[int, nn.Module] = {}
+    sources: dict[int, Convolution] = {}
     kept: list[Tensor] = []  # alive until the end, so that no two tensors have one id
     runs: dict[nn.Module, int] = {}
-    pairs: list[tuple[nn.Module, nn.Module]] = []
+    pairs: list[tuple[Convolution, Norm]] = []
 
     def saw_convolution(convolution, inputs, output):
         runs[convolution] = runs.get(convolution, 0) + 1
@@ -112,9 +113,9 @@ def _observe(module: nn.Module, run: Callable[[], Sequence[Tensor]]) -> list[tup
 
     handles = []
     for part in module.modules():
-        if isinstance(part, CONVOLUTIONS):
+        if isinstance(part, Convolution):
             handles.append(part.register_forward_hook(saw_convolution))
-        elif isinstance(part, NORMS):
+        elif isinstance(part, Norm):
             handles.append(part.register_forward_pre_hook(saw_norm))
     try:
         run()
@@ -124,24 +125,17 @@ def _observe(module: nn.Module, run: Callable[[], Sequence[Tensor]]) -> list[tup
     return [pair for pair in pairs if all(runs[part] == 1 for part in pair)]
 
 
-def _fold(convolution: nn.Module, norm: nn.Module) -> None:
-    transposed = isinstance(convolution, nn.ConvTranspose2d)
-    if transposed and convolution.groups > 1:
-        # torch's fusion scales axis 1, the outputs of one group; those of all groups lie along axis 0 and 1 together
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        per_group = scale.view(convolution.groups, 1, -1, 1, 1)
-        weight = convolution.weight.unflatten(0, (convolution.groups, -1)) * per_group
-        shift = norm.bias - norm.running_mean * scale
-        bias = shift if convolution.bias is None else shift + convolution.bias * scale
-        convolution.weight, convolution.bias = nn.Parameter(weight.flatten(0, 1)), nn.Parameter(bias)
-        return
-    convolution.weight, convolution.bias = fuse_conv_bn_weights(
-        convolution.weight,
-        convolution.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        norm.weight,
-        norm.bias,
-        transpose=transposed,
-    )
+def _fold(convolution: Convolution, norm: Norm) -> None:
+    """As ``torch.nn.utils.fusion``, which gets transposed convolutions of several groups wrong."""
+    values = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}  # which is which differs by the norm
+    mean = values["running_mean"]
+    scale = torch.rsqrt(values["running_var"] + norm.eps) * values.get("weight", 1.0)
+    bias = -mean if convolution.bias is None else convolution.bias - mean
+    if isinstance(convolution, nn.ConvTranspose2d):
+        groups = convolution.groups  # axis 0 holds the inputs of all groups, axis 1 the outputs of one
+        weight = convolution.weight.unflatten(0, (groups, -1)) * scale.view(groups, 1, -1, 1, 1)
+        weight = weight.flatten(0, 1)
+    else:
+        weight = convolution.weight * scale.view(-1, 1, 1, 1)
+    convolution.weight = nn.Parameter(weight)
+    convolution.bias = nn.Parameter(bias * scale + values.get("bias", 0.0))

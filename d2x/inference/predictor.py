@@ -1,4 +1,4 @@
-"""One image in, detections out, with the recipe's own test-time resizing."""
+"""Predictor for single images, with the recipe's own test-time resizing."""
 
 import numpy as np
 import torch
@@ -39,8 +39,13 @@ class Predictor:
             ``Instances`` on the CPU with ``pred_boxes`` (xyxy, pixels of ``image``), ``scores``, ``pred_classes``.
         """
         height, width = image.shape[:2]
+        pixels = torch.as_tensor(np.ascontiguousarray(self.resize(image).transpose(2, 0, 1)))
+        (result,) = self.model([{"image": pixels, "height": height, "width": width}])
+        return result["instances"].to("cpu")
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """The image as the recipe's test-time augmentations make it, (h, w, 3) uint8."""
         data = T.AugInput(image)
         self._augmentations(data)
-        tensor = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
-        (result,) = self.model([{"image": tensor, "height": height, "width": width}])
-        return result["instances"].to("cpu")
+        assert data.image is not None
+        return data.image

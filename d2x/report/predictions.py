@@ -1,4 +1,4 @@
-"""A picture grid: ground truth beside predictions."""
+"""Pictures of detections and of ground truth, alone and as a grid."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,8 +50,8 @@ def draw_prediction_grid(
         image = read_image(record["file_name"])
         scale = cell / image.shape[1]
         truth = draw_ground_truth(image, record, metadata, scale)
-        found = draw_instances(image, predict(image), metadata, threshold, scale)
-        pairs.append(np.hstack([titled(truth, "ground truth"), titled(found, "prediction")]))
+        predicted = draw_instances(image, predict(image), metadata, threshold, scale)
+        pairs.append(np.hstack([titled(truth, "ground truth"), titled(predicted, "prediction")]))
     save_grid(pairs, output, columns)
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 import centerx  # noqa: F401
 from d2x.config.load import load_cfg
+from d2x.inference import pseudo_labels
 from tools import make_pseudo_labels as tool
 
 
@@ -32,7 +33,7 @@ class FakePredictor:
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
     monkeypatch.setenv("D2X_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tool, "Predictor", FakePredictor)
+    monkeypatch.setattr(pseudo_labels, "Predictor", FakePredictor)
     FakePredictor.calls = 0
     images = tmp_path / "images"
     images.mkdir()
@@ -90,10 +91,10 @@ def test_an_interrupted_run_goes_on(arguments, tmp_path, monkeypatch):
 
 def test_other_arguments_start_anew(tmp_path):
     path = tmp_path / "x.part"
-    first = tool.Progress(path, "one")
+    first = pseudo_labels.Progress(path, "one")
     first.add({"file_name": "a"})
-    assert list(tool.Progress(path, "one").done) == ["a"]
-    assert tool.Progress(path, "two").done == {}
+    assert list(pseudo_labels.Progress(path, "one").done) == ["a"]
+    assert pseudo_labels.Progress(path, "two").done == {}
 
 
 @pytest.mark.parametrize("text, message", [("1.5", "score from 0 to 1"), ("dog=0.5", "classes are person, face")])

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from PIL import Image
 from d2x.data.rules import problems as kinds
 from d2x.data.rules.image_files import inspect_image
 from d2x.data.sets.coco_json import register_coco_json
+from tests import fork_server
 from tools.check_dataset import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -452,13 +451,8 @@ def test_every_kind_is_documented():
 def test_as_a_command(data):
     _missing(data)
     data.json.write_text(json.dumps(data.content))
-    done = subprocess.run(
-        [sys.executable, "tools/check_dataset.py", str(data.json), str(data.images)],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    done = fork_server.run("tools/check_dataset.py", data.json, data.images)
     assert done.returncode == 1 and "image files missing" in done.stdout and "Traceback" not in done.stderr
     assert "3/3" in done.stderr or "100%" in done.stderr, "a progress bar"
-    usage = subprocess.run(
-        [sys.executable, "tools/check_dataset.py", "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+    usage = fork_server.run("tools/check_dataset.py", "--help")
     assert "exit status" in usage.stdout

@@ -3,8 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from detectron2.utils import comm
 
 from d2x.engine.launch import _main_of_process, available_cores, launch
 from d2x.engine.resume.stopping import SIGNALS
+from tests.fork_server import Program
 
 
 def write_threads(folder: Path) -> None:
@@ -39,17 +38,19 @@ def test_two_machines_are_one_job(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    results = tmp_path / "results"
+    results.mkdir()
     code = (
-        f"from {__name__} import *; launch(write_threads, (Path({str(tmp_path)!r}),), machines=2, machine_rank=1,"
+        f"from {__name__} import *; launch(write_threads, (Path({str(results)!r}),), machines=2, machine_rank=1,"
         f" dist_url={url!r})"
     )
-    other = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2])
+    other = Program(["-c", code], tmp_path / "printed.txt")
     try:
-        launch(write_threads, (tmp_path,), machines=2, machine_rank=0, dist_url=url)
-        assert other.wait(600) == 0
+        launch(write_threads, (results,), machines=2, machine_rank=0, dist_url=url)
+        assert other.wait(600) == 0, (tmp_path / "printed.txt").read_text()
     finally:
-        other.kill()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["0_of_2", "1_of_2"]
+        other.send_signal(signal.SIGKILL)
+    assert sorted(file.name for file in results.iterdir()) == ["0_of_2", "1_of_2"]
 
 
 @pytest.mark.parametrize("place, words", [

@@ -10,12 +10,12 @@ import torch
 from detectron2.engine import HookBase
 
 import centerx  # noqa: F401
-from benchmarks.tiny_run import CONFIGS, SMALL, SOLVER
 from d2x.checkpoint.fingerprint import differences
 from d2x.checkpoint.hooks import PeriodicCheckpoints
 from d2x.config.load import load_cfg
 from d2x.data.prepare import prepare_data
 from d2x.engine.trainer import Trainer
+from tests.faults.tiny_run import CONFIGS, SMALL, SOLVER
 
 COUNTING = (
     "TEST.EVAL_PERIOD 2 EARLY_STOP.METRIC bbox/AP EARLY_STOP.PATIENCE 2 CHECKPOINT.KEEP_BEST bbox/AP"

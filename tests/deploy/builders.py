@@ -14,7 +14,7 @@ import plain_detr  # noqa: F401
 from d2x.config.load import load_cfg
 from d2x.data.prepare import prepare_classes
 from d2x.deploy.check import DEFAULT, Comparison, compare, merge
-from d2x.deploy.evaluate import to_detections
+from d2x.deploy.verify import to_detections
 from d2x.inference.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[2]

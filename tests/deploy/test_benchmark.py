@@ -1,14 +1,12 @@
 """The benchmark of exported models beside PyTorch: it runs, and its ratios are what they say. Nothing here is timed."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 
 from d2x.deploy.benchmark import Worker, measure, table
-
-from .builders import ROOT
+from tests import fork_server
 
 FAKE = """
 import json, sys
@@ -42,10 +40,10 @@ def test_a_worker_that_dies_is_named():
 
 def test_tool_on_a_tiny_model(centerx_cfg, tmp_path):
     (tmp_path / "config.yaml").write_text(centerx_cfg.dump())
-    command = [sys.executable, "-W", "ignore", "tools/benchmark_export.py", "--config-file", tmp_path / "config.yaml"]
+    command = ["-W", "ignore", "tools/benchmark_export.py", "--config-file", tmp_path / "config.yaml"]
     command += ["--weights", centerx_cfg.MODEL.WEIGHTS, "--size", 64, 64, "--threads", 1, "--rounds", 2]
     command += ["--repeats", 1, "--subjects", "ncnn", "caffe", "--output", tmp_path / "speed.json"]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    done = fork_server.run(*command)
     assert done.returncode == 0, done.stderr[-2000:]
     numbers = json.loads((tmp_path / "speed.json").read_text())
     assert [one["name"] for one in numbers] == ["pytorch", "ncnn", "caffe"]

@@ -7,10 +7,12 @@ import pytest
 
 from d2x.deploy import Detector, load
 from d2x.deploy.check import Tolerance, compare
-from d2x.deploy.evaluate import to_detections
+from d2x.deploy.verify import to_detections
 from d2x.inference.predictor import Predictor
 
 from .builders import compare_all, pictures, tiny_centerx
+
+pytestmark = pytest.mark.xdist_group("centerx_exports")  # they look at the same ones
 
 LIMITS = Tolerance(score=1e-4, box=0.05)
 FOLDERS = ("centerx_onnx", "centerx_openvino", "centerx_ncnn")

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -22,18 +21,21 @@ from d2x.deploy.check import Tolerance, compare
 from d2x.deploy.export import ExportOptions, export_model
 from d2x.deploy.infer import Detections
 from d2x.inference.fold import fold_batch_norms
+from tests import fork_server
 
-from .builders import ROOT, pictures, tiny_centerx
+from .builders import pictures, tiny_centerx
+
+pytestmark = pytest.mark.xdist_group("centerx_exports")  # they look at the same ones
 
 
 def test_the_command_writes_a_checked_model(centerx_cfg, tmp_path):
     (tmp_path / "config.yaml").write_text(centerx_cfg.dump())
     for i, picture in enumerate(pictures(2)):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
-    command = [sys.executable, "-W", "ignore", "tools/export_model.py", "--config-file", tmp_path / "config.yaml"]
+    command = ["-W", "ignore", "tools/export_model.py", "--config-file", tmp_path / "config.yaml"]
     command += ["--weights", centerx_cfg.MODEL.WEIGHTS, "--format", "torch-export", "--dynamic", "--form", "heads"]
     command += ["--check", tmp_path, "--output", tmp_path / "out", "TEST.DETECTIONS_PER_IMAGE", 50]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    done = fork_server.run(*command)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 images" in done.stdout and "worst box difference" in done.stdout and "checked" in done.stdout
     manifest = json.loads((tmp_path / "out" / "model.json").read_text())
@@ -47,10 +49,10 @@ def test_the_command_writes_a_checked_model(centerx_cfg, tmp_path):
 def test_an_export_that_is_ended_leaves_nothing(centerx_cfg, tmp_path):
     (tmp_path / "config.yaml").write_text(centerx_cfg.dump())
     (tmp_path / "here").mkdir()
-    command = [sys.executable, "-W", "ignore", "tools/export_model.py", "--config-file", tmp_path / "config.yaml"]
+    command = ["-W", "ignore", "tools/export_model.py", "--config-file", tmp_path / "config.yaml"]
     command += ["--weights", centerx_cfg.MODEL.WEIGHTS, "--format", "onnx", "--dynamic", "--no-check"]
     command += ["--output", tmp_path / "here" / "out"]
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT)
+    process = fork_server.Program(command, tmp_path / "printed.txt")
     while process.poll() is None and not any((tmp_path / "here").iterdir()):
         time.sleep(0.01)
     assert not (tmp_path / "here" / "out").exists()  # what is begun lies beside it

@@ -21,6 +21,8 @@ from tests.parity.golden import load as load_golden
 
 from .builders import ROOT, pictures
 
+pytestmark = pytest.mark.xdist_group("centerx_exports")  # they look at the same ones
+
 BLOCKED = """
 import sys
 class Block:

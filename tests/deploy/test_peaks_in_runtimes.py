@@ -9,8 +9,8 @@ from torch import Tensor
 
 from centerx.decode import keep_peaks_without_equality
 from d2x.deploy.exporters import get_exporter
-from d2x.deploy.exporters.request import ExportRequest
-from d2x.deploy.graph import DetectionGraph
+from d2x.deploy.graph import DetectionGraph, ExportRequest
+from d2x.deploy.manifest import GraphFacts
 from d2x.deploy.peaks import read_peaks
 from d2x.deploy.runtimes import open_runtime
 from tests.parity.golden import cases, load
@@ -20,9 +20,8 @@ class Peaks(DetectionGraph):
     """The layers of form "peaks" that follow the network, whose heatmap takes the image's place."""
 
     def __init__(self):
-        super().__init__(
-            form="peaks", outputs=["heat"], with_sizes=False, mean=[0.0], std=[1.0], divisibility=1, max_detections=1
-        )
+        facts = GraphFacts(mean=[0.0], std=[1.0], divisibility=1, max_detections=1)
+        super().__init__(facts, form="peaks", outputs=["heat"], with_sizes=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         return (keep_peaks_without_equality(images),)

@@ -9,12 +9,14 @@ import torch
 
 from d2x.deploy import load
 from d2x.deploy.check import Tolerance, compare
-from d2x.deploy.evaluate import to_detections
+from d2x.deploy.verify import to_detections
 from d2x.inference.predictor import Predictor
 from plain_detr.export import build_graph
 from tests.plain_detr.test_backbones import VIT
 
 from .builders import compare_all, pictures, tiny_plain_detr
+
+pytestmark = pytest.mark.xdist_group("plain_detr_exports")  # they look at the same ones
 
 LIMITS = Tolerance(score=1e-4, box=0.05)
 
@@ -155,7 +157,7 @@ def test_graph_equals_the_detector(variant, tmp_path):
     graph = build_graph(predictor.model, "detections").eval()
     for image in pictures(4, smallest=40, seed=9):
         size = image.shape[:2]
-        padded = [-(-side // graph.divisibility) * graph.divisibility for side in size]
+        padded = [-(-side // graph.facts.divisibility) * graph.divisibility for side in size]
         images = torch.full((1, 3, *padded), 255.0)  # whatever the padding holds
         images[0, :, : size[0], : size[1]] = torch.from_numpy(image).permute(2, 0, 1)
         with torch.no_grad():

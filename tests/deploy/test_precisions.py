@@ -10,6 +10,8 @@ from d2x.deploy.export import ExportOptions, export_model
 
 from .builders import pictures
 
+pytestmark = pytest.mark.xdist_group("plain_detr_exports")  # they look at the same ones
+
 WEIGHTS = {"onnx": "model.onnx", "openvino": "model.bin", "ncnn": "model.ncnn.bin"}
 
 

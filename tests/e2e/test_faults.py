@@ -5,30 +5,43 @@ import random
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.lives import kill_at_random, live
-from benchmarks.tiny_run import (
+from d2x.checkpoint.fingerprint import differences
+from tests.faults.tiny_run import (
+    DEADLINE,
     LIMITED,
     READ_ONLY,
     RICH,
     command,
     errors,
     interrupt,
+    kill_at_random,
     last_checkpoint,
     leftovers,
-    run,
     start,
     wait,
     wait_for_checkpoint,
 )
-from d2x.checkpoint.fingerprint import differences
+from tests.fork_server import Program
 
 OPTS = [*RICH, "SOLVER.MAX_ITER", 14]
 KILLS = 50
+of_one_whole_run = pytest.mark.xdist_group("faults")
+
+
+def fork(words: Sequence[str], log: Path) -> Program:
+    """Start a command in a process that is forked, where ``start`` starts an interpreter."""
+    return Program(words[1:], log, PYTHONWARNINGS="ignore")
+
+
+def run(words: Sequence[str], log: Path) -> int:
+    """Run to the end; returns the exit status."""
+    return fork(words, log).wait(DEADLINE)
 
 
 def final(output: Path) -> dict:
@@ -44,12 +57,13 @@ def whole(tmp_path_factory) -> Path:
     return output
 
 
+@of_one_whole_run
 def test_interrupted_run_ends_with_the_same_bits(whole, tmp_path):
     rng, output, log = random.Random(0), tmp_path / "run", tmp_path / "printed.txt"
     with_workers = command(output, *OPTS, "DATALOADER.NUM_WORKERS", 2)
-    assert interrupt(with_workers, output, log, signal.SIGKILL, rng) == -signal.SIGKILL
+    assert interrupt(with_workers, output, log, signal.SIGKILL, rng, fork) == -signal.SIGKILL
 
-    assert interrupt(command(output, *OPTS), output, log, signal.SIGTERM, rng) == 0
+    assert interrupt(command(output, *OPTS), output, log, signal.SIGTERM, rng, fork) == 0
     assert "SIGTERM: stopped after iteration" in log.read_text()
     stopped = last_checkpoint(output)
     assert f"saved {output / stopped}" in log.read_text() and (output / stopped).is_file()
@@ -79,20 +93,21 @@ def test_interrupted_run_ends_with_the_same_bits(whole, tmp_path):
 
 
 def test_fifty_kills_at_random_moments_of_one_run(tmp_path):
-    """The script ``benchmarks/faults.py`` does so with evaluations and loader processes, too."""
+    """The script ``tests/faults`` does so with evaluations and loader processes, too."""
     opts = [*RICH, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.ACCUMULATE", 1, "SOLVER.MAX_ITER", 120]
     output, log, rng = tmp_path / "run", tmp_path / "printed.txt", random.Random(0)
-    assert live(command(tmp_path / "whole", *opts), log) == 0, log.read_text()[-3000:]
+    assert run(command(tmp_path / "whole", *opts), log) == 0, log.read_text()[-3000:]
     ends = []
     for _ in range(KILLS):
         ends.append(kill_at_random(command(output, *opts), output, log, rng, start=0.4, steps=0.03))
         assert ends[-1] == -signal.SIGKILL, log.read_text()[-3000:]
     assert len(ends) == KILLS and last_checkpoint(output) not in ("", "model_final.pth"), "killed all along"
-    assert live(command(output, *opts), log) == 0, log.read_text()[-3000:]
+    assert run(command(output, *opts), log) == 0, log.read_text()[-3000:]
     assert differences(final(tmp_path / "whole"), final(output)) == []
     assert leftovers(output) == []
 
 
+@of_one_whole_run
 def test_output_folder_that_becomes_read_only(whole, tmp_path):
     output, log = tmp_path / "run", tmp_path / "printed.txt"
     words = command(output, *OPTS, python=(sys.executable, "-c", READ_ONLY))
@@ -102,7 +117,7 @@ def test_output_folder_that_becomes_read_only(whole, tmp_path):
     output.chmod(0o555)
     try:
         assert wait(process) == 1
-        assert run(words, log) == 1
+        assert wait(start(words, log)) == 1
     finally:
         output.chmod(0o755)
     saved = last_checkpoint(output)

@@ -1,9 +1,6 @@
 """The README's own commands, as a user runs them, on a user's own COCO json and image folder."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -12,8 +9,8 @@ import pytest
 
 from d2x.checkpoint.files import read_checkpoint
 from d2x.data.sets.shapes import ShapesSpec, generate_shapes
+from tests import fork_server
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = {
     "centerx": "projects/CenterX/configs/quickstart.yaml",
     "plain_detr": "projects/PlainDETR/configs/quickstart.yaml",
@@ -26,13 +23,7 @@ SHORT = (
 
 def run(*words, fails: bool = False) -> str:
     """Run a tool; returns what it printed. Fails the test unless it ends as expected."""
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-    )
+    done = fork_server.run(*words, PYTHONWARNINGS="ignore")
     if fails:
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert done.returncode == 1, done.stderr[-2000:]
@@ -59,7 +50,10 @@ def own(data: Path) -> list[str]:
     return words
 
 
-@pytest.fixture(scope="module", params=sorted(QUICKSTART))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"own_{name}")) for name in sorted(QUICKSTART)],
+)
 def trained(request, data, tmp_path_factory) -> tuple[str, Path]:
     """(detector, output folder) of a short training through tools/train_net.py."""
     output = tmp_path_factory.mktemp(request.param)

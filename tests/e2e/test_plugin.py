@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,10 @@ from d2x.checkpoint.files import read_checkpoint
 from d2x.checkpoint.fingerprint import fingerprint
 from d2x.config.load import load_cfg
 from d2x.data.sets.shapes import DATASETS, shapes_folder
+from tests import fork_server
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.xdist_group("plugin")  # one training for all
 PLUGIN = ROOT / "tests" / "plugin"
 CONFIG = PLUGIN / "retina_shapes.yaml"
 OF_THE_TEST = ["DATASETS.TRAIN", "('shapes_tiny_train',)", "DATASETS.TEST", "('shapes_tiny_val',)"]
@@ -20,8 +21,7 @@ OF_THE_TEST = ["DATASETS.TRAIN", "('shapes_tiny_train',)", "DATASETS.TEST", "('s
 
 def run(*words, path: str = str(PLUGIN)) -> subprocess.CompletedProcess:
     places = os.pathsep.join(part for part in (str(ROOT), path, os.environ.get("PYTHONPATH", "")) if part)
-    env = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, env=env)
+    return fork_server.run(*words, PYTHONPATH=places, PYTHONWARNINGS="ignore")
 
 
 def succeed(*words) -> str:

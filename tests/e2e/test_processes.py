@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.tiny_run import (
+from d2x.checkpoint.fingerprint import differences
+from d2x.engine.launch import OWN_STORE
+from tests.e2e import two_processes
+from tests.faults.tiny_run import (
     ROOT,
     command,
     errors,
@@ -20,15 +23,15 @@ from benchmarks.tiny_run import (
     wait,
     wait_for_checkpoint,
 )
-from d2x.checkpoint.fingerprint import differences
-from d2x.engine.launch import OWN_STORE
-from tests.e2e import two_processes
+from tests.fork_server import Program
 
 # SGD at a rate at which it is stable: differences of rounding stay small, which they do not in a run that diverges.
 OPTS = (
     "SOLVER.MAX_ITER 8 SOLVER.IMS_PER_BATCH 4 SOLVER.OPTIMIZER SGD SOLVER.BASE_LR 0.001 MODEL.SYNC_BATCH_NORM True"
     " WEIGHT_AVERAGING.ENABLED False CHECKPOINT.KEEP_LAST 0"
 ).split()
+
+pytestmark = pytest.mark.xdist_group("processes")  # one pair of trainings for all
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +84,12 @@ def pair(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("pair")
     log = output / "printed.txt"
     flags = ("--resume", "--num-processes", 2, "--dist-url", "auto")
-    assert run(command(output, *OPTS, flags=flags), log) == 0, log.read_text()[-3000:]
+    assert Program(command(output, *OPTS, flags=flags)[1:], log).wait() == 0, log.read_text()[-3000:]
     return output
 
 
 def test_a_whole_training_is_the_same_but_for_rounding(pair, tmp_path):
-    assert run(command(tmp_path, *OPTS), tmp_path / "printed.txt") == 0
+    assert Program(command(tmp_path, *OPTS)[1:], tmp_path / "printed.txt").wait() == 0
     one, two = final(tmp_path)["model"], final(pair)["model"]
     first = torch.load(tmp_path / "model_0000000.pth", weights_only=True)["model"]
     assert set(one) == set(two)

@@ -1,20 +1,17 @@
 """A short run of what ``./run.sh`` does: the loss falls, AP rises above a floor, and every promised file is there."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import fork_server
+
 ARTEFACTS = ("model_final.pth", "metrics.json", "curves.png", "predictions.png", "config.yaml")
 
 
 def quickstart(detector: str, output: Path, *opts) -> str:
-    command = [sys.executable, "tools/quickstart.py", detector, "--output", str(output), *map(str, opts)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = fork_server.run("tools/quickstart.py", detector, "--output", output, *opts)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

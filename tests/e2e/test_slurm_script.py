@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.tiny_run import ROOT, command, last_checkpoint, wait_for_checkpoint
+from tests.faults.tiny_run import ROOT, command, last_checkpoint, wait_for_checkpoint
 
 COMMANDS = {
     # the step: notes its arguments, and trains, or ends as told, or when it gets SIGTERM

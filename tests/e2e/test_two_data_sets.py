@@ -1,17 +1,18 @@
 """The commands of projects/CenterX/two_data_sets.md, as they stand there, on a tiny data set."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from d2x.data.sets.shapes import ShapesSpec, generate_shapes
+from tests import fork_server
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.xdist_group("two_data_sets")  # one run of the page for all
+END = "end-of-command"
 PAGE = ROOT / "projects" / "CenterX" / "two_data_sets.md"
 TINY = (
     "SOLVER.MAX_ITER 4 SOLVER.WARMUP_ITERS 1 SOLVER.CHECKPOINT_PERIOD 4 SOLVER.IMS_PER_BATCH 4 TEST.EVAL_PERIOD 0 "
@@ -25,7 +26,7 @@ def blocks() -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Everything the page says, in one shell, with its settings replaced."""
+    """Everything the page says, with its settings replaced; the shell only puts the commands together."""
     folder = tmp_path_factory.mktemp("two_data_sets")
     settings = {"OUTPUT": folder / "output", "OPTIONS": TINY}
     for part, classes in (("A", ("ellipse", "rectangle")), ("B", ("star",))):
@@ -37,11 +38,17 @@ def run(tmp_path_factory):
             settings[f"{part}_{split}_IMAGES"] = json_file.parent / "images"
     settings["TEACHER"] = settings["STUDENT"] = "projects/CenterX/configs/quickstart.yaml"
     lines = [f'{name}="{value}"' for name, value in settings.items()]
-    script = "\n".join(["set -ex", f'python() {{ "{sys.executable}" "$@"; }}', *lines, *blocks()])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "D2X_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return settings["OUTPUT"], done.stdout + done.stderr
+    script = "\n".join(["set -eu", """python() { printf '%s\\0' "$@" "$END"; }""", f"END={END}", *lines, *blocks()])
+    shell = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert shell.returncode == 0, shell.stderr
+    commands = [command.split("\0") for command in shell.stdout.removesuffix(f"\0{END}\0").split(f"\0{END}\0")]
+    assert len(commands) == "".join(blocks()).count("python tools/") > 5
+    printed = ""
+    for words in commands:
+        done = fork_server.run(*words, D2X_CACHE=str(folder / "cache"))
+        assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}{done.stderr[-6000:]}"
+        printed += done.stdout + done.stderr
+    return settings["OUTPUT"], printed
 
 
 def test_every_command_leaves_its_result(run):

@@ -20,7 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import centerx  # noqa: F401
 import plain_detr  # noqa: F401
-from benchmarks.tiny_run import CONFIGS, SMALL, SOLVER
 from d2x.config.load import load_cfg
 from d2x.data.prepare import prepare_data
 from d2x.data.sets.coco_json import register_coco_json
@@ -29,6 +28,7 @@ from d2x.engine.health.step_guard import StepGuard
 from d2x.engine.resume.stopping import signal_anywhere
 from d2x.engine.sync_norm import synchronize_batch_norms
 from d2x.engine.trainer import Trainer
+from tests.faults.tiny_run import CONFIGS, SMALL, SOLVER
 
 # Objects of each of four images; the first process has images 0 and 2.
 CASES = {

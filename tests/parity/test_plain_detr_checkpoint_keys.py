@@ -9,7 +9,7 @@ import torch
 import plain_detr  # noqa: F401
 from d2x.config.load import load_cfg
 from plain_detr import PlainDETR
-from plain_detr.checkpoint_keys import COCO_IDS, convert, from_official, to_official
+from plain_detr.checkpoint_keys import COCO_IDS, convert, to_official
 from tests.parity.golden import COMMITTED, cases, load
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "PlainDETR" / "configs"
@@ -79,7 +79,7 @@ def check_names(info: dict, model: PlainDETR) -> None:
     ours = {name: tuple(value.shape) for name, value in conversion.state.items()}
     assert ours == {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
-    back = to_official(model, category_ids=None)
+    back = to_official(model, keep_outputs=True)
     assert back.unmatched == []
     # What only pre-training uses has no counterpart to come back from.
     lost = set(conversion.dropped) - set(info["keys"])
@@ -137,7 +137,7 @@ def test_class_heads_become_cocos_80_contiguous_classes(case):
             released[name] = torch.arange(float(len(value)))
     if not all(len(value) == 91 for name, value in released.items() if "class_embed" in name):
         pytest.skip("no COCO head")
-    state = from_official({"model": released}).state
+    state = convert(released, keep_outputs=False).state
     biases = {name: value.tolist() for name, value in state.items() if name.endswith("class_logits.bias")}
     proposals = biases.pop("proposals.head.class_logits.bias")
     # The proposals' head is read in its channel 0 alone, so that one must stay where it is.

@@ -1,9 +1,6 @@
 """The compiled kernels against the formulas that they stand for, and what happens where there are none."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ from plain_detr.attention.cpp import cpp_works
 from plain_detr.decoder_layer import CrossAttention
 from plain_detr.modulation.axis_mlp import axis_mlp, axis_mlp_works
 from plain_detr.modulation.box_rpb import BoxRPB
+from tests import fork_server
 from tests.plain_detr.test_attention import inputs, padding_of
 
 needs_compiler = pytest.mark.skipif(cpp_library.library() is None, reason="no C++ compiler")
@@ -241,13 +239,6 @@ except RuntimeError as error:
 """
 
 
-def python(code: str, **variables: str) -> subprocess.Popen:
-    environment = {**os.environ, **variables}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
@@ -259,18 +250,18 @@ def python(code: str, **variables: str) -> subprocess.Popen:
     ids=["not wanted", "no such file", "fails", "none"],
 )
 def test_without_a_compiler_torch_does_it(variables, said, tmp_path):
-    out, log = python(WITHOUT, XDG_CACHE_HOME=str(tmp_path), **variables).communicate()
-    assert "works False (1, 1, 2, 8)" in out and "needs a C++ compiler" in out, log
-    assert log.count("no C++ kernels") == said
+    done = fork_server.run("-c", WITHOUT, XDG_CACHE_HOME=str(tmp_path), **variables)
+    assert "works False (1, 1, 2, 8)" in done.stdout and "needs a C++ compiler" in done.stdout, done.stderr
+    assert done.stderr.count("no C++ kernels") == said
 
 
 @needs_compiler
 def test_processes_that_compile_at_once_do_not_disturb_each_other(tmp_path):
-    started = [python(WITHOUT, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
-    for process in started:
-        out, log = process.communicate()
-        assert "works True" in out, log
-    assert len(list((tmp_path / "plain_detr").iterdir())) == 1  # the library, nothing unfinished
+    cache, logs = tmp_path / "cache", [tmp_path / f"{i}.txt" for i in range(2)]
+    started = [fork_server.Program(["-c", WITHOUT], log, XDG_CACHE_HOME=str(cache)) for log in logs]
+    for process, log in zip(started, logs):
+        assert process.wait() == 0 and "works True" in log.read_text(), log.read_text()
+    assert len(list((cache / "plain_detr").iterdir())) == 1  # the library, nothing unfinished
 
 
 @needs_compiler

@@ -1,38 +1,35 @@
-"""One module for each format that can be written.
+"""One module for each format that can be written, each an ``Exporter``."""
 
-Each has
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, cast
 
-- ``FILE``: name of the model in its folder;
-- ``FORMS``: the forms it can hold, best first, keys of ``d2x.deploy.manifest.OUTPUTS``;
-- ``PRECISIONS``: those it can be written in;
-- ``DYNAMIC``: whether it can take any size and batch;
-- ``PACKAGES``: modules whose versions are noted in the manifest where they took part;
-- ``export(graph, folder, request)``: writes the model of a ``DetectionGraph`` for an ``ExportRequest``.
-"""
-
-import importlib
-from types import ModuleType
-
-from d2x.deploy.runtimes import FORMATS
-from d2x.detectors import detector_packages
+from d2x.deploy.graph import DetectionGraph, ExportRequest
+from d2x.deploy.runtimes import import_format
 
 
-def get_exporter(name: str) -> ModuleType:
-    """The module of a format.
+class Exporter(Protocol):
+    """What the module of a format has.
 
-    Raises:
-        ValueError: an unknown format, or what it needs is not installed.
+    Attributes:
+        FILE: name of the model in its folder.
+        FORMS: the forms it can hold, best first, keys of ``d2x.deploy.manifest.OUTPUTS``.
+        PRECISIONS: those it can be written in.
+        DYNAMIC: what of "size" and "batch" can vary.
+        PACKAGES: modules whose versions are noted in the manifest where they took part.
     """
-    if name not in FORMATS:
-        raise ValueError(f"format '{name}' is not one of {', '.join(FORMATS)}")
-    try:
-        return importlib.import_module(f"d2x.deploy.exporters.{name.replace('-', '_')}")
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package in ("d2x", "detectron2", *detector_packages()):
-            raise
-        packages, extra = FORMATS[name]
-        needed = " or ".join(packages) if package in packages else package
-        raise ValueError(
-            f"format {name} needs {needed}, not installed here: pip install 'plain-detectors[{extra or 'export'}]'"
-        ) from error
+
+    FILE: str
+    FORMS: Sequence[str]
+    PRECISIONS: Sequence[str]
+    DYNAMIC: Sequence[str]
+    PACKAGES: Sequence[str]
+
+    def export(self, graph: DetectionGraph, folder: Path, request: ExportRequest) -> None:
+        """Write the model of a graph into a folder."""
+        ...
+
+
+def get_exporter(name: str) -> Exporter:
+    """The module of a format; see ``import_format`` for errors."""
+    return cast(Exporter, import_format(__name__, name))

@@ -8,14 +8,13 @@ from google.protobuf import text_format
 
 from d2x.deploy.exporters.caffe_layers import translate
 from d2x.deploy.exporters.onnx import write_onnx
-from d2x.deploy.exporters.request import ExportRequest
-from d2x.deploy.graph import DetectionGraph
+from d2x.deploy.graph import DetectionGraph, ExportRequest
 
 FILE = "model.prototxt"
 WEIGHTS = "model.caffemodel"
 FORMS = ("peaks", "heads")
 PRECISIONS = ("fp32",)
-DYNAMIC = False
+DYNAMIC = ()
 PACKAGES = ("torch", "onnx", "cv2")
 
 

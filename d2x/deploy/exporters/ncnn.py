@@ -1,4 +1,4 @@
-"""ncnn, by way of pnnx."""
+"""ncnn's format, written by pnnx."""
 
 import shutil
 import subprocess
@@ -9,15 +9,13 @@ from pathlib import Path
 import pnnx
 import torch
 
-from d2x.deploy.exporters.request import ExportRequest
-from d2x.deploy.graph import DetectionGraph
+from d2x.deploy.graph import DetectionGraph, ExportRequest
 
 FILE = "model.ncnn.param"
 WEIGHTS = "model.ncnn.bin"
 FORMS = ("heads", "peaks")
 PRECISIONS = ("fp32", "fp16")
-DYNAMIC = True
-BATCHES = False
+DYNAMIC = ("size",)
 PACKAGES = ("torch", "pnnx", "ncnn")
 
 
@@ -32,14 +30,14 @@ def export(graph: DetectionGraph, folder: Path, request: ExportRequest) -> None:
     if graph.form == "peaks" and request.precision == "fp16":
         raise ValueError("form peaks needs fp32: its factor of 1e9 overflows half precision; take form heads")
     images = request.example[0][:1]
-    shapes = {"inputshape": images.shape}
+    shapes = {"inputshape": list(images.shape)}
     if request.dynamic:  # pnnx takes for variable what differs between two shapes
-        shapes["inputshape2"] = [1, 3, *(side + graph.divisibility for side in images.shape[2:])]
+        shapes["inputshape2"] = [1, 3, *(side + graph.facts.divisibility for side in images.shape[2:])]
     with tempfile.TemporaryDirectory() as scratch:
         traced = Path(scratch) / "model.pt"
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # TorchScript is what pnnx reads, and has had its day
-            torch.jit.trace(graph, images, check_trace=False).save(str(traced))
+            torch.jit.save(torch.jit.trace_module(graph, {"forward": images}, check_trace=False), str(traced))
         settings = [f"{name}=[{','.join(map(str, shape))}]f32" for name, shape in shapes.items()]
         settings.append(f"fp16={int(request.precision == 'fp16')}")
         done = subprocess.run(

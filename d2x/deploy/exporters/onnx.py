@@ -2,19 +2,18 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from onnxscript import opset18 as op
 
-from d2x.deploy.exporters.request import ExportRequest
-from d2x.deploy.exporters.traced import trace
-from d2x.deploy.graph import DetectionGraph
+from d2x.deploy.graph import DetectionGraph, ExportRequest, trace
 
 FILE = "model.onnx"
 FORMS = ("detections", "peaks", "heads")
 PRECISIONS = ("fp32", "fp16", "int8")
-DYNAMIC = True
+DYNAMIC = ("size", "batch")
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 # 17 lacks operators that torch emits; from 23 on attention becomes one operator, which TensorRT refuses.
@@ -60,7 +59,7 @@ def write_onnx(graph: DetectionGraph, path: Path, request: ExportRequest, *, sym
 
 def _sort_stable(values, stable=None, dim: int = -1, descending: bool = False):
     """TopK of all: ONNX gives equal values by ascending index."""
-    length = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+    length: Any = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))  # pyright: ignore[reportArgumentType]
     return op.TopK(values, length, axis=dim, largest=int(descending), sorted=1)
 
 

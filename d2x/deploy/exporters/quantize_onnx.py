@@ -21,8 +21,8 @@ class _Feeds(CalibrationDataReader):
     def __init__(self, feeds: Sequence[dict[str, np.ndarray]]):
         self._feeds: Iterator[dict[str, np.ndarray]] = iter(feeds)
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._feeds, None)
+    def get_next(self) -> dict:
+        return next(self._feeds, None)  # pyright: ignore[reportReturnType]  (None at the end, its stub leaves out)
 
 
 def quantize(path: Path, feeds: Sequence[dict[str, np.ndarray]], *, keep: Sequence[str], symmetric: bool) -> None:

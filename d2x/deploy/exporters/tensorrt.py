@@ -4,14 +4,13 @@ import tempfile
 from pathlib import Path
 
 from d2x.deploy.exporters.onnx import write_onnx
-from d2x.deploy.exporters.request import ExportRequest
-from d2x.deploy.graph import DetectionGraph
+from d2x.deploy.graph import DetectionGraph, ExportRequest
 from d2x.deploy.runtimes.tensorrt import trt
 
 FILE = "model.engine"
 FORMS = ("detections", "peaks", "heads")
 PRECISIONS = ("fp32", "fp16", "int8")
-DYNAMIC = True
+DYNAMIC = ("size", "batch")
 PACKAGES = ("torch", "onnx", trt.__name__)  # an engine runs in the version that built it
 
 # Of a dynamic engine: (batch, side in units of 32 px) that it takes at least, is tuned for, and takes at most.
@@ -58,7 +57,7 @@ def _profile(builder, graph: DetectionGraph):
     profile = builder.create_optimization_profile()
     shapes = {"images": [], "sizes": []}
     for batch, units in PROFILE:
-        side = max(graph.smallest, -(-32 * units // graph.divisibility) * graph.divisibility)
+        side = max(graph.facts.smallest, -(-32 * units // graph.facts.divisibility) * graph.facts.divisibility)
         shapes["images"].append((batch, 3, side, side))
         shapes["sizes"].append((batch, 2))
     for name in graph.input_names:

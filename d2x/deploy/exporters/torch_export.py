@@ -4,14 +4,12 @@ from pathlib import Path
 
 import torch
 
-from d2x.deploy.exporters.request import ExportRequest
-from d2x.deploy.exporters.traced import trace
-from d2x.deploy.graph import DetectionGraph
+from d2x.deploy.graph import DetectionGraph, ExportRequest, trace
 
 FILE = "model.pt2"
 FORMS = ("detections", "peaks", "heads")
 PRECISIONS = ("fp32", "fp16")
-DYNAMIC = True
+DYNAMIC = ("size", "batch")
 PACKAGES = ("torch",)
 
 

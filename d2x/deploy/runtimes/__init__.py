@@ -1,38 +1,53 @@
-"""One module for each format that can be run: ``Runtime(folder, manifest, threads=..., precision=...)``.
+"""One module for each format that can be run: ``open_model(file, manifest, threads=..., precision=...)``.
 
-A runtime is called with the inputs by name and gives the outputs by name, numpy arrays with the batch first.
+It gives a ``Runtime``, which is called with the inputs by name and gives the outputs by name, the batch first.
 """
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+
+import numpy as np
 
 from d2x.deploy.manifest import Manifest
 
-# Format -> (packages that its module imports, the extra of setup.py that has them).
+Arrays = dict[str, np.ndarray]
+Runtime = Callable[[Arrays], Arrays]
+
+# Format -> (packages that its runtime imports, the extra of setup.py that has them).
 FORMATS = {
     "onnx": (("onnxruntime",), "export"),
     "openvino": (("openvino",), "export"),
     "ncnn": (("ncnn",), "export"),
     "caffe": (("cv2",), "caffe"),
     "tensorrt": (("tensorrt", "tensorrt_rtx"), "tensorrt"),
-    "torch-export": (("torch",), ""),
+    "torch-export": (("torch",), "export"),
 }
 
 
-def open_runtime(folder: Path, manifest: Manifest, *, threads: int | None, precision: str):
-    """The runtime of ``manifest.format`` with the model loaded.
+def import_format(package: str, name: str) -> ModuleType:
+    """The module of a format in ``d2x.deploy.exporters`` or ``d2x.deploy.runtimes``.
 
     Raises:
-        ValueError: an unknown format, or its package is not installed.
+        ValueError: an unknown format, or what it needs is not installed.
     """
-    if manifest.format not in FORMATS:
-        raise ValueError(f"format '{manifest.format}' is not one of {', '.join(FORMATS)}")
-    packages, extra = FORMATS[manifest.format]
+    if name not in FORMATS:
+        raise ValueError(f"format '{name}' is not one of {', '.join(FORMATS)}")
     try:
-        module = importlib.import_module(f"d2x.deploy.runtimes.{manifest.format.replace('-', '_')}")
+        return importlib.import_module(f"{package}.{name.replace('-', '_')}")
     except ImportError as error:
-        if error.name is None or error.name.split(".")[0] not in packages:
+        missing = (error.name or "").split(".")[0]
+        if missing in ("", "d2x", "detectron2"):
             raise
-        hint = f": pip install 'plain-detectors[{extra}]'" if extra else ""
-        raise ValueError(f"format {manifest.format} needs {' or '.join(packages)}, not installed here{hint}") from error
-    return module.Runtime(folder, manifest, threads=threads, precision=precision)
+        packages, extra = FORMATS[name]
+        needed = " or ".join(packages) if missing in packages else missing
+        raise ValueError(
+            f"format {name} needs {needed}, not installed here: pip install 'plain-detectors[{extra}]'"
+        ) from error
+
+
+def open_runtime(folder: Path, manifest: Manifest, *, threads: int | None, precision: str) -> Runtime:
+    """The runtime of ``manifest.format`` with the model loaded; see ``import_format`` for errors."""
+    module = import_format(__name__, manifest.format)
+    return module.open_model(folder / manifest.file, manifest, threads=threads, precision=precision)

@@ -1,4 +1,4 @@
-"""ONNX Runtime."""
+"""ONNX Runtime, on a GPU where the installed one has it."""
 
 from pathlib import Path
 
@@ -6,20 +6,15 @@ import numpy as np
 import onnxruntime
 
 from d2x.deploy.manifest import Manifest
+from d2x.deploy.runtimes import Runtime
 
 
-class Runtime:
-    """Runs ``model.onnx`` on the CPU, or on a GPU where the installed ONNX Runtime has one."""
-
-    def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None, precision: str = "fp32"):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads:
-            options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(
-            str(folder / manifest.file), options, providers=onnxruntime.get_available_providers()
-        )
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, inputs)))
+def open_model(file: Path, manifest: Manifest, *, threads: int | None, precision: str) -> Runtime:
+    """Run ``model.onnx``."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(file), options, providers=onnxruntime.get_available_providers())
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, map(np.asarray, session.run(names, inputs))))

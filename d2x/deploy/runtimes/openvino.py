@@ -1,4 +1,4 @@
-"""OpenVINO."""
+"""OpenVINO on the CPU."""
 
 import functools
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import openvino
 
 from d2x.deploy.manifest import Manifest
+from d2x.deploy.runtimes import Arrays, Runtime
 
 
 @functools.cache
@@ -20,22 +21,20 @@ def shared_core() -> openvino.Core:
     return openvino.Core()
 
 
-class Runtime:
-    """Runs ``model.xml`` on the CPU.
+def open_model(file: Path, manifest: Manifest, *, threads: int | None, precision: str) -> Runtime:
+    """Run ``model.xml`` on the CPU.
 
     Left alone, OpenVINO computes in bfloat16 on CPUs that have it; a model of precision "fp32" is held to float32.
     """
+    settings: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
+    if precision == "fp32":
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    request = shared_core().compile_model(str(file), "CPU", settings).create_infer_request()
 
-    def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None, precision: str = "fp32"):
-        settings = {"PERFORMANCE_HINT": "LATENCY"}
-        if precision == "fp32":
-            settings["INFERENCE_PRECISION_HINT"] = "f32"
-        if threads:
-            settings["INFERENCE_NUM_THREADS"] = threads
-        model = shared_core().compile_model(str(folder / manifest.file), "CPU", settings)
-        self._request = model.create_infer_request()
-        self._outputs = list(manifest.outputs)
+    def run(inputs: Arrays) -> Arrays:
+        result = request.infer(inputs)
+        return {name: np.array(result[name]) for name in manifest.outputs}
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        result = self._request.infer(inputs)
-        return {name: np.array(result[name]) for name in self._outputs}
+    return run

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.fault_cases import CASES, OPTS, Outcome, Place
-from benchmarks.tiny_run import command, run
 from d2x.atomic_files import atomic_write
 from d2x.errors import one_line_errors
+from tests.faults.cases import CASES, OPTS, Outcome, Place
+from tests.faults.tiny_run import command, run
 
 EPILOG = """Finished cases are read from OUTPUT/results.json, and the series of kills goes on where it was: start it
 again after an interruption. --only repeats cases. Needs Linux; the cases that mount something need root, and do without
@@ -19,7 +19,7 @@ if there is none."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.faults", description=__doc__, epilog=EPILOG)
+    parser = argparse.ArgumentParser("python -m tests.faults", description=__doc__, epilog=EPILOG)
     parser.add_argument("--output", default="output/faults", help="default: output/faults")
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs of the first case (default 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -37,7 +37,7 @@ def write_table(results: dict[str, Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
-MARKS = ("<!-- table of benchmarks/faults.py -->", "<!-- end of table -->")
+MARKS = ("<!-- table of tests/faults -->", "<!-- end of table -->")
 
 
 def put_into(page: Path, table: str) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import faults
-from benchmarks.fault_cases import CASES, Outcome
+from tests.faults import __main__ as faults
+from tests.faults.cases import CASES, Outcome
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "fault_tolerance.md"
 

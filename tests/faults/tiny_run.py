@@ -1,4 +1,4 @@
-"""A training of seconds through tools/train_net.py, and ways to end it: what the fault tests and faults.py share."""
+"""A training of seconds through tools/train_net.py, and ways to end it."""
 
 import os
 import random
@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.fork_server import Program
+
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {
     "centerx": ROOT / "projects/CenterX/configs/quickstart.yaml",
     "plain_detr": ROOT / "projects/PlainDETR/configs/quickstart.yaml",
@@ -95,7 +97,9 @@ def wait_for_checkpoint(process: subprocess.Popen, output: Path, before: str) ->
         time.sleep(0.005)
 
 
-def interrupt(words: Sequence[str], output: Path, log: Path, number: int, rng: random.Random) -> int:
+def interrupt(
+    words: Sequence[str], output: Path, log: Path, number: int, rng: random.Random, start: Callable = start
+) -> int:
     """Start, and send a signal at a random moment after the next checkpoint; returns the exit status."""
     before = last_checkpoint(output)
     process = start(words, log)
@@ -130,3 +134,29 @@ def errors(log: Path) -> list[str]:
 def leftovers(output: Path) -> list[str]:
     """Names of temporary files in a folder."""
     return sorted(name for name in os.listdir(output) if name.endswith(".tmp"))
+
+
+def kill_at_random(
+    words: Sequence[str], output: Path, log: Path, rng: random.Random, *, start: float, steps: float
+) -> int:
+    """Start a training in a forked process and kill it at a random moment; returns the exit status.
+
+    Args:
+        words: of a whole command, as ``command`` gives them.
+        output: of the training.
+        log: what it prints is added to this file.
+        start: a quarter of the moments lie within so many seconds from the start, when it reads the last checkpoint.
+        steps: the others within so many seconds after the next one.
+    """
+    before = last_checkpoint(output)
+    training = Program(words[list(words).index("tools/train_net.py") :], log)
+    try:
+        if rng.random() < 0.25:
+            time.sleep(rng.uniform(0, start))
+        else:
+            while training.poll() is None and last_checkpoint(output) == before:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, steps))
+    finally:  # also when the one who waits here is interrupted
+        training.send_signal(signal.SIGKILL)
+    return training.wait()

@@ -15,14 +15,16 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from benchmarks.lives import kill_at_random
-from benchmarks.tiny_run import (
+from d2x.atomic_files import atomic_write
+from d2x.checkpoint.fingerprint import differences
+from tests.faults.tiny_run import (
     LIMITED,
     READ_ONLY,
     RICH,
     command,
     errors,
     interrupt,
+    kill_at_random,
     last_checkpoint,
     leftovers,
     processes_below,
@@ -32,8 +34,6 @@ from benchmarks.tiny_run import (
     wait,
     wait_for_checkpoint,
 )
-from d2x.atomic_files import atomic_write
-from d2x.checkpoint.fingerprint import differences
 
 
 class Outcome(NamedTuple):
