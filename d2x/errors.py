@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch.distributed as dist
 
@@ -13,6 +13,13 @@ LOST = re.compile(
     r"connection (closed|reset|refused|was likely closed)|broken pipe|socket|timed out|timeout|nccl|gloo", re.I
 )
 DEAD_WORKER = "DataLoader worker"  # how torch's message about one begins
+
+
+def require_choice(key: str, value: object, choices: Iterable[str]) -> None:
+    """Raises ``ValueError`` that names a config key, unless its value is one of the choices."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{key} '{value}' is not one of {', '.join(choices)}")
 
 
 @contextlib.contextmanager
