@@ -19,6 +19,8 @@ from detectron2.structures import BoxMode, Instances
 from pycocotools.coco import COCO
 from torch import Tensor
 
+from d2x.errors import require_choice
+
 try:
     import orjson
 except ImportError:  # the same file, some ten times slower
@@ -37,8 +39,7 @@ def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> CO
         ValueError: the key has another value, or asks for hotcoco where that is not installed.
     """
     backend = cfg.TEST.COCO_EVAL
-    if backend not in BACKENDS:
-        raise ValueError(f"TEST.COCO_EVAL '{backend}' is not one of {', '.join(BACKENDS)}")
+    require_choice("TEST.COCO_EVAL", backend, BACKENDS)
     installed = importlib.util.find_spec("hotcoco") is not None
     if backend == "hotcoco" and not installed:
         raise ValueError("TEST.COCO_EVAL is 'hotcoco', which is not installed: pip install hotcoco, or use 'auto'")
@@ -113,7 +114,7 @@ def box_rows(instances: Instances) -> Tensor:
     """(n, 6) on the CPU, a detection a row: x, y, w, h in px, score, contiguous class id."""
     # in the precision of the boxes, as detectron2 does it, or the last bit of a width would differ
     boxes = BoxMode.convert(instances.pred_boxes.tensor.detach(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-    return torch.column_stack([boxes, instances.scores.detach(), instances.pred_classes.float()]).cpu()
+    return torch.column_stack([torch.as_tensor(boxes), instances.scores.detach(), instances.pred_classes.float()]).cpu()
 
 
 def write_results(found: Sequence[ImageRows], path: str) -> None:
@@ -153,7 +154,9 @@ def box_statistics(ground_truth: COCO, found: Sequence[ImageRows], img_ids: Iter
     """
     import hotcoco
 
-    numbers = {image_id: number for number, image_id in enumerate(sorted(ground_truth.imgs), start=1)}
+    numbers: dict[int | str, int] = {
+        image_id: number for number, image_id in enumerate(sorted(ground_truth.imgs), start=1)
+    }
     try:
         images = np.repeat([numbers[image_id] for image_id, _ in found], [len(rows) for _, rows in found])
     except KeyError as error:
