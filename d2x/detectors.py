@@ -1,4 +1,4 @@
-"""Which detectors there are, and what the trainer, the tools and the exporter ask of each.
+"""Registry of detectors: what the trainer, the tools and the exporter ask of each.
 
 ``register_detector`` is all that a new detector needs: no file of this project changes. Its package is found by an
 entry point, ``--plugin`` or the config key ``PLUGINS`` (``d2x.config.plugins``).

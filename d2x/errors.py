@@ -1,4 +1,4 @@
-"""User errors as one line instead of a traceback."""
+"""User errors as one line instead of a traceback, and the check of a key's choices."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Whether two checkpoints hold the same, to the last bit."""
+"""Comparison of two checkpoints to the last bit."""
 
 import hashlib
 from collections.abc import Iterator

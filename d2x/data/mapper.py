@@ -1,4 +1,4 @@
-"""From a record of a data set to what a detector is fed: detectron2's ``DatasetMapper``, made robust to bad files."""
+"""Dataset mapper: detectron2's ``DatasetMapper`` for boxes, made robust to bad files."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""The data sets of a config: registered under their names, the user's own put in place, the classes counted."""
+"""Preparation of a config's data sets: registered, the user's own put in place, the classes counted."""
 
 import difflib
 

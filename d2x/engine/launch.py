@@ -1,4 +1,4 @@
-"""Starts the processes of a job: one, several on this machine and others, or as ``torchrun`` has started them."""
+"""Launcher of a job's processes: one, several on this machine and others, or as ``torchrun`` has started them."""
 
 import logging
 import multiprocessing

@@ -1,4 +1,4 @@
-"""What is odd in a data set although every record is usable by itself; found in columns, without loops."""
+"""Oddities of a data set whose records are usable one by one; found in columns, without loops."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A COCO json without what is wrong with it."""
+"""Clean copy of a COCO json, without what is wrong with it."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The usable records of a COCO json as a few arrays, kept on disk: the next start maps them into memory.
+"""Index of a COCO json: its usable records as a few arrays, kept on disk, which the next start maps into memory.
 
 Records are made from the arrays when they are asked for. The arrays are not copied by worker processes and, mapped
 from a file, are shared by all processes of a machine: memory does not grow with workers or ranks.

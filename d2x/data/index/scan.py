@@ -1,4 +1,4 @@
-"""One pass over a COCO json: every record is judged, and what can be used is kept as columns instead of dicts."""
+"""Scan of a COCO json in one pass: every record is judged, and what can be used is kept as columns, not dicts."""
 
 import os
 from collections.abc import Iterable

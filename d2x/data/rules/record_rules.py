@@ -1,4 +1,4 @@
-"""What one record of a COCO json must be like to be used."""
+"""Rules for the records of a COCO json."""
 
 import math
 from typing import Any

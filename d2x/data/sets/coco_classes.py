@@ -1,4 +1,4 @@
-"""Some classes of a COCO json as a data set of its own."""
+"""Data set of some classes of a COCO json."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Notices a loss that has left for good: it blew up, or one of its parts is gone."""
+"""Detection of diverged training: a loss that blew up for good, or one of its parts that vanished."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: skipped, counted, reported, and ended when they do not stop."""
+"""Guard against steps whose loss or gradient is not finite: skipped, counted, reported, ended when they go on."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Losses re-weighted every iteration so that each is worth a fixed amount, whatever its own scale.
+"""Adaptive loss: losses re-weighted every iteration so that each is worth a fixed amount, whatever its own scale.
 
 The "communist" loss of CenterX: weight = target / loss.detach(), so every loss always has the value of its target and
 the learning-rate schedule alone decides how fast training goes. It needs no knowledge of the model: losses are chosen

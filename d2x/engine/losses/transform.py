@@ -1,4 +1,4 @@
-"""What may happen to a model's losses before they are summed and back-propagated."""
+"""Interface of loss transforms, applied to a model's losses before they are summed and back-propagated."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what is being computed, not on what this process has computed before.
+"""Seeding by what is being computed, not by what this process has computed before.
 
 Every sample is augmented, and every training step runs, with generators seeded from (seed, what, number). Then there is
 no generator state to save: a resumed run, another number of workers, or an evaluation in between change nothing.

@@ -1,4 +1,4 @@
-"""Ends of training before the last iteration: asked for by a signal, or because a metric no longer improves."""
+"""Early ends of training: asked for by a signal, or because a metric no longer improves."""
 
 import logging
 import math
