@@ -52,19 +52,19 @@ class atomic_write:
             if kind is None and failure is None:
                 self._file.flush()
                 os.fsync(self._file.fileno())
-        except OSError as found:
-            failure = found
+        except OSError as later:
+            failure = later
         try:
             self._file.close()
-        except OSError as found:  # close writes what flush could not
-            failure = failure or found
+        except OSError as later:  # close writes what flush could not
+            failure = failure or later
         if kind is None and failure is None:
             try:
                 os.replace(self._temporary, self._path)
                 fsync_folder(os.path.dirname(self._path))
                 return
-            except OSError as found:
-                failure = found
+            except OSError as later:
+                failure = later
         with contextlib.suppress(OSError):
             os.unlink(self._temporary)
         if failure is not None:

@@ -113,7 +113,7 @@ def get_deployment(name: str) -> Deployment:
     """
     deployment = _get(name).deployment
     if deployment is None:
-        known = ", ".join(sorted(other for other, one in _DETECTORS.items() if one.deployment is not None))
+        known = ", ".join(sorted(other for other, detector in _DETECTORS.items() if detector.deployment is not None))
         raise ValueError(f"MODEL.META_ARCHITECTURE '{name}' cannot be exported; these can: {known}")
     return deployment
 

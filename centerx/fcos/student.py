@@ -42,7 +42,7 @@ class DistilledFCOS(Student, FCOSDetector):
         predictions = self.head(features)
         losses = self.distillation_losses(batched_inputs, images, predictions)
         if self.use_labels:
-            instances = [one["instances"].to(self.device) for one in batched_inputs]
+            instances = [record["instances"].to(self.device) for record in batched_inputs]
             losses.update(self.forward_training(images, features, predictions, instances))
         return losses
 

@@ -75,7 +75,7 @@ def launch(
         with one_line_errors():
             main(*args)
         return
-    before = {one: signal.signal(one, _pass_on) for one in SIGNALS}
+    before = {each: signal.signal(each, _pass_on) for each in SIGNALS}
     try:
         with one_line_errors():
             _require_place(machines, machine_rank, dist_url)
@@ -91,8 +91,8 @@ def launch(
         print(error, file=sys.stderr)
         sys.exit(1)
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _require_place(machines: int, machine_rank: int, dist_url: str | None) -> None:

@@ -60,17 +60,17 @@ class CocoIndex:
 
     @classmethod
     def from_scan(cls, scan: Scan, **header: Any) -> "CocoIndex":
-        images, found = scan.images, scan.annotations
-        kept = np.flatnonzero(found.keep)
-        image = found.image[kept]
+        images, annotations = scan.images, scan.annotations
+        kept = np.flatnonzero(annotations.keep)
+        image = annotations.image[kept]
         order = kept[np.argsort(image, kind="stable")]
         counts = np.bincount(image, minlength=len(images))
         arrays = {
             "size": np.stack([images.height, images.width], axis=1),
             "first": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            "box": found.boxes[order],
-            "category": found.category[order],
-            "crowd": found.crowd[order],
+            "box": annotations.boxes[order],
+            "category": annotations.category[order],
+            "crowd": annotations.crowd[order],
         }
         arrays["file_text"], arrays["file_text_end"] = _pack(images.file_names)
         if images.ids and isinstance(images.ids[0], str):

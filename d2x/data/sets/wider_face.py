@@ -122,7 +122,7 @@ def read_voc_xml(
             size = int(tree.findtext("size/height", "")), int(tree.findtext("size/width", ""))
             if min(size) < 1:
                 raise ValueError
-            objects = [(one.findtext("name"), _voc_box(one)) for one in tree.iter("object")]
+            objects = [(element.findtext("name"), _voc_box(element)) for element in tree.iter("object")]
         except OSError:
             problems.add("xml files missing", str(path))
             continue
@@ -145,6 +145,6 @@ def _face(line: str) -> Face:
     return Face((x, y, w, h), *(int(grade) for grade in grades[:6]))
 
 
-def _voc_box(one: ElementTree.Element) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = (float(one.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax"))
+def _voc_box(element: ElementTree.Element) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (float(element.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax"))
     return x0 - 1, y0 - 1, x1, y1

@@ -117,10 +117,10 @@ class StepGuard:
 
     def _describe(self, batches: Sequence[list[dict]], losses: Sequence[dict[str, Tensor]]) -> list[dict]:
         """One report of each process, the same list in each: ``reason``, ``files``, ``losses``, ``gradients``."""
-        values = [{name: float(loss) for name, loss in one.items()} for one in losses]
-        bad = [[name for name, value in one.items() if not math.isfinite(value)] for one in values]
+        values = [{name: float(loss) for name, loss in terms.items()} for terms in losses]
+        bad = [[name for name, value in terms.items() if not math.isfinite(value)] for terms in values]
         gradients = [name for name, grad in self._gradients().items() if not grad.isfinite().all()]
-        reasons = [f"{name} is {one[name]:g}" for one, names in zip(values, bad) for name in names]
+        reasons = [f"{name} is {terms[name]:g}" for terms, names in zip(values, bad) for name in names]
         suspects = [batch for batch, names in zip(batches, bad) if names]
         if not any(gather(bool(reasons))):  # else the gradients follow from the losses
             reasons = [f"the gradient of {_some(gradients)} is not finite"]

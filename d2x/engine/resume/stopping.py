@@ -28,8 +28,8 @@ SAME_EVENT = 3.0
 
 def ignore_stop_signals() -> None:
     """For helper processes, such as a loader's workers: they end when the process they help does."""
-    for one in SIGNALS:
-        signal.signal(one, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class StopSignals:
@@ -45,18 +45,18 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         mine = threading.current_thread() is threading.main_thread()
-        self._before = {one: signal.signal(one, self._remember) for one in self._signals if mine}
+        self._before = {each: signal.signal(each, self._remember) for each in self._signals if mine}
         return self
 
     def __exit__(self, *error) -> None:
-        for one, handler in self._before.items():
-            signal.signal(one, handler)
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             if time.monotonic() - self._when > SAME_EVENT:
-                for one, handler in self._before.items():
-                    signal.signal(one, handler)
+                for each, handler in self._before.items():
+                    signal.signal(each, handler)
                 os.kill(os.getpid(), number)
             return
         self.received, self._when = signal.Signals(number), time.monotonic()
