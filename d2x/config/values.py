@@ -1,4 +1,4 @@
-"""Values that no run can be made from, found before anything is built."""
+"""Validation of config values from which no run can be made, before anything is built."""
 
 import math
 

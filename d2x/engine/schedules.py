@@ -5,6 +5,7 @@ import math
 
 from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler as build_detectron2_scheduler
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -48,7 +49,7 @@ class WarmupFlatCosineLR(LRScheduler):
         self.rise_after_end = rise_after_end
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         t = self.last_epoch
         if t < self.warmup_iters:
             along = t / self.warmup_iters if self.warmup_method == "linear" else 0.0
@@ -78,12 +79,12 @@ class AveragingCycleLR(LRScheduler):
         self.lr_start, self.lr_end = lr_start, lr_end
         super().__init__(before.optimizer)
 
-    def step(self, *args) -> None:
+    def step(self, epoch: int | None = None) -> None:
         if self.last_epoch >= 0:
             self.before.step()
-        super().step(*args)
+        super().step(epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         if self.last_epoch < self.start:
             return self.before.get_last_lr()
         along = (self.last_epoch - self.start) % self.period / self.period
