@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from d2x.backbones.naming import common_names, owner
@@ -156,10 +157,11 @@ def weight_hooks(cfg: CfgNode, model: nn.Module, backbone: str = "backbone") -> 
 
 def _tensors(source: str, backbone: nn.Module, key: str) -> dict[str, Tensor]:
     """Every tensor of the file's state dict."""
+    state: dict
     if os.path.isfile(source):
         state = _read(source)
     elif not os.path.splitext(source)[1] and isinstance(backbone, Downloads):
-        state = backbone.download(source)
+        state = dict(backbone.download(source))
     else:
         by_name = "" if os.path.splitext(source)[1] else f" ({type(backbone).__name__} has no weights by name)"
         raise FileNotFoundError(f"{key}: file not found: {source}{by_name}")
@@ -258,7 +260,7 @@ def _report(
         changed = theirs is None or value is not named[name]
         if theirs is None:  # changed by a converter: the file's name ends like ours
             theirs = next((other for other in source if other.endswith(name) or name.endswith(other)), None)
-        if changed:
+        if theirs is None or changed:
             before = tuple(source[theirs].shape) if theirs else "several"
             report.interpolated[name] = f"{before} -> {tuple(value.shape)}"
         elif theirs == name:
