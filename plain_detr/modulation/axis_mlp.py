@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2x.backbones.tracing import exporting
 from plain_detr.attention import cpp_library
 from plain_detr.attention.cpp_library import LANES
+from plain_detr.attention.self_check import computes_the_same, once
 
 # Queries whose gradients are summed in float32, before the sums of all such groups are in float64.
 CHUNK = 256
@@ -36,29 +38,33 @@ def axis_mlp(mlp: nn.Sequential, ends: Tensor, cells: int, step: float) -> Tenso
     Raises:
         RuntimeError: no compiled kernels.
     """
-    first, _, last = mlp
+    first, last = linears(mlp)
     with torch.autocast("cpu", enabled=False):
         parts = (ends.float(), first.weight.float(), first.bias.float(), last.weight.float())
         return _axis_mlp(*parts, cells, float(step))
 
 
+def linears(mlp: nn.Sequential) -> tuple[nn.Linear, nn.Linear]:
+    """The two linear layers of a network with one hidden layer."""
+    first, last = (layer for layer in mlp if isinstance(layer, nn.Linear))
+    return first, last
+
+
 def axis_mlp_works(ends: Tensor) -> bool:
     """Whether ``axis_mlp`` may be taken: on the CPU, not in an export, and with kernels that are right."""
-    if ends.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return False
-    return _proven()
+    return ends.device.type == "cpu" and not exporting() and _proven()
 
 
-@cpp_library.once
+@once
 def _proven() -> bool:
-    generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(shape, generator=generator) for shape in ((300, 2), (20, 2), (20,), (5, 20))]
-
-    def plain(ends, weight, bias, out_weight):
+    def formula(ends: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor) -> Tensor:
         offsets = ends[:, None] - (torch.arange(11)[:, None] + 0.5) / 4
         return (F.linear(offsets, weight, bias).relu() @ out_weight.t()).permute(2, 0, 1)
 
-    return cpp_library.proven("the position bias", lambda *x: _axis_mlp(*x, 11, 0.25), plain, tensors)
+    shapes = [(300, 2), (20, 2), (20,), (5, 20)]
+    return cpp_library.library() is not None and computes_the_same(
+        "the C++ kernel of the position bias", lambda *parts: _axis_mlp(*parts, 11, 0.25), formula, shapes
+    )
 
 
 class _Units(NamedTuple):
