@@ -4,16 +4,17 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
 from plain_detr.box_coder import BOX_CODERS, BoxCoder
-from plain_detr.criterion import LossWeights, SetCriterion
+from plain_detr.criterion import SetCriterion
 from plain_detr.decoder import Decoder
 from plain_detr.decoder_layer import CrossAttention, DecoderLayer
 from plain_detr.encoder import Encoder
 from plain_detr.hybrid import QueryGroups
-from plain_detr.matcher import CostWeights, HungarianMatcher
+from plain_detr.matcher import HungarianMatcher
 from plain_detr.modulation.box_rpb import BoxRPB
 from plain_detr.prediction_head import PredictionHead
 from plain_detr.proposals import Proposals, QueryInitializer
 from plain_detr.rescale import InputProjection, rescale
+from plain_detr.set_losses import LossWeights
 
 
 def build_parts(cfg: CfgNode) -> dict:
@@ -29,8 +30,9 @@ def build_parts(cfg: CfgNode) -> dict:
         raise ValueError(
             f"MODEL.PLAIN_DETR.IN_FEATURE '{node.IN_FEATURE}' is not an output of the backbone: {', '.join(shapes)}"
         )
-    shape = shapes[node.IN_FEATURE]
-    upsample = rescale(shape.channels, shape.stride, node.FEATURE_STRIDE, halve=True)
+    channels, stride = shapes[node.IN_FEATURE].channels, shapes[node.IN_FEATURE].stride
+    assert channels is not None and stride is not None, "every backbone says what it gives"
+    upsample = rescale(channels, stride, node.FEATURE_STRIDE, halve=True)
     coder = _choice("BOX_CODER", BOX_CODERS, node.BOX_CODER)(
         **({"anchor_size": node.PROPOSALS.ANCHOR_SIZE} if node.PROPOSALS.ANCHOR_SIZE else {})
     )
@@ -151,7 +153,7 @@ def _decoder(node: CfgNode, coder: BoxCoder) -> Decoder:
 def _criterion(node: CfgNode, coder: BoxCoder) -> SetCriterion:
     matcher = HungarianMatcher(
         coder=coder,
-        cost=CostWeights(node.MATCHER.CLASS_COST, node.MATCHER.BOX_COST, node.MATCHER.GIOU_COST),
+        cost=LossWeights(node.MATCHER.CLASS_COST, node.MATCHER.BOX_COST, node.MATCHER.GIOU_COST),
         alpha=node.MATCHER.FOCAL_ALPHA,
         gamma=node.MATCHER.FOCAL_GAMMA,
         released_pairing=node.RELEASED_PAIRING,

@@ -18,7 +18,7 @@ from plain_detr.criterion import LossWeights, SetCriterion
 from plain_detr.decoder import Decoder
 from plain_detr.decoder_layer import CrossAttention, DecoderLayer
 from plain_detr.hybrid import QueryGroups
-from plain_detr.matcher import CostWeights, HungarianMatcher
+from plain_detr.matcher import HungarianMatcher
 from plain_detr.modulation.box_rpb import BoxRPB
 from plain_detr.padding import FeatureGrid
 from plain_detr.prediction_head import PredictionHead
@@ -245,7 +245,7 @@ def coder_of_loss(options: dict) -> BoxCoder:
     return DeltaCoder() if options["cost_bbox_type"] == "reparam" else SigmoidCoder()
 
 
-def criterion_for(options: dict, *, cost: CostWeights, weights: LossWeights) -> SetCriterion:
+def criterion_for(options: dict, *, cost: LossWeights, weights: LossWeights) -> SetCriterion:
     coder, alpha = coder_of_loss(options), options.get("focal_alpha", 0.25)
     matcher = HungarianMatcher(coder=coder, cost=cost, alpha=0.25, released_pairing=True)
     return SetCriterion(matcher=matcher, coder=coder, weights=weights, alpha=alpha)

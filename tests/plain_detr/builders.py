@@ -1,13 +1,13 @@
 """Tiny detectors and batches for the tests of this folder."""
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from d2x.config.keys import add_d2x_config
-from plain_detr import PlainDETR, add_plain_detr_config
+from d2x.config.keys import get_base_cfg
+from plain_detr import PlainDETR
 
 VARIANTS = {
     "delta": {"BOX_CODER": "delta"},
@@ -18,9 +18,7 @@ VARIANTS = {
 
 def tiny_config(**changes) -> CfgNode:
     """A detector of width 32 on a tiny Swin V2; ``changes`` are keys below MODEL.PLAIN_DETR, or whole ones."""
-    cfg = get_cfg()
-    add_d2x_config(cfg)
-    add_plain_detr_config(cfg)
+    cfg = get_base_cfg()
     cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE = "cpu", "PlainDETR"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
     cfg.MODEL.BACKBONE.NAME = "build_swin_v2_backbone"
