@@ -3,6 +3,7 @@
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
+from d2x.backbones.base import arguments
 from plain_detr.box_coder import BOX_CODERS, BoxCoder
 from plain_detr.criterion import SetCriterion
 from plain_detr.decoder import Decoder
@@ -10,6 +11,7 @@ from plain_detr.decoder_layer import CrossAttention, DecoderLayer
 from plain_detr.encoder import Encoder
 from plain_detr.hybrid import QueryGroups
 from plain_detr.matcher import HungarianMatcher
+from plain_detr.modulation.base import Modulation
 from plain_detr.modulation.box_rpb import BoxRPB
 from plain_detr.prediction_head import PredictionHead
 from plain_detr.proposals import Proposals, QueryInitializer
@@ -72,7 +74,7 @@ def build_parts(cfg: CfgNode) -> dict:
         "batch_independent": node.BATCH_INDEPENDENT,
         "valid_area": node.VALID_AREA,
         "pad_multiple": node.PAD_MULTIPLE,
-        "variant": _variant(node),
+        "weight_settings": _weight_settings(node),
     }
 
 
@@ -82,7 +84,7 @@ def _choice(key: str, choices: dict, value: str):
     return choices[value]
 
 
-def _variant(node: CfgNode) -> dict[str, str]:
+def _weight_settings(node: CfgNode) -> dict[str, str]:
     settings = {
         "BOX_CODER": node.BOX_CODER,
         "POSITION_ENCODING": node.POSITION_ENCODING,
@@ -96,47 +98,35 @@ def _variant(node: CfgNode) -> dict[str, str]:
     return {key: str(value) for key, value in settings.items()}
 
 
+def _layer(node: CfgNode) -> dict:
+    """What layers of encoder and decoder have in common."""
+    return {key.lower(): node[key] for key in ("HIDDEN_DIM", "NUM_HEADS", "FEEDFORWARD_DIM", "DROPOUT")}
+
+
 def _encoder(node: CfgNode) -> Encoder | None:
     if not node.ENCODER.LAYERS:
         return None
     return Encoder(
-        num_layers=node.ENCODER.LAYERS,
-        window=node.ENCODER.WINDOW,
-        norm_first=node.ENCODER.NORM_FIRST,
-        hidden_dim=node.HIDDEN_DIM,
-        num_heads=node.NUM_HEADS,
-        feedforward_dim=node.FEEDFORWARD_DIM,
-        dropout=node.DROPOUT,
+        num_layers=node.ENCODER.LAYERS, window=node.ENCODER.WINDOW, norm_first=node.ENCODER.NORM_FIRST, **_layer(node)
     )
+
+
+def _modulation(node: CfgNode) -> Modulation | None:
+    """What a query's box adds to its cross-attention."""
+    options = arguments(node.BOX_RPB)
+    axial = _choice("BOX_RPB.KIND", {"none": None, "axial": True, "full": False}, options.pop("kind"))
+    return None if axial is None else BoxRPB(num_heads=node.NUM_HEADS, axial=axial, **options)
 
 
 def _decoder(node: CfgNode, coder: BoxCoder) -> Decoder:
-    axial = _choice("BOX_RPB.KIND", {"none": None, "axial": True, "full": False}, node.BOX_RPB.KIND)
-    box_rpb = None
-    if axial is not None:
-        box_rpb = BoxRPB(
-            num_heads=node.NUM_HEADS,
-            hidden_dim=node.BOX_RPB.HIDDEN_DIM,
-            offsets=node.BOX_RPB.OFFSETS,
-            axial=axial,
-            corners=node.BOX_RPB.CORNERS,
-            slope=node.BOX_RPB.SLOPE,
-        )
     cross_attention = CrossAttention(
         hidden_dim=node.HIDDEN_DIM,
         num_heads=node.NUM_HEADS,
-        box_rpb=box_rpb,
+        box_rpb=_modulation(node),
         padding_value=node.PADDING_LOGIT,
         implementation=node.ATTENTION,
     )
-    layer = DecoderLayer(
-        hidden_dim=node.HIDDEN_DIM,
-        num_heads=node.NUM_HEADS,
-        feedforward_dim=node.FEEDFORWARD_DIM,
-        cross_attention=cross_attention,
-        dropout=node.DROPOUT,
-        norm_first=node.NORM_FIRST,
-    )
+    layer = DecoderLayer(cross_attention=cross_attention, norm_first=node.NORM_FIRST, **_layer(node))
     heads = [
         PredictionHead(hidden_dim=node.HIDDEN_DIM, num_classes=node.NUM_CLASSES) for _ in range(node.DECODER_LAYERS)
     ]

@@ -141,8 +141,8 @@ def from_official(checkpoint: dict, *, category_ids: Sequence[int] | None = COCO
     state = checkpoint.get("model", checkpoint)
     conversion = convert(state)
     if not conversion.state:
-        found = next(iter(state), "nothing")
-        raise ValueError(f"this is no official Plain-DETR checkpoint: it holds '{found}' and the like")
+        name = next(iter(state), "nothing")
+        raise ValueError(f"this is no official Plain-DETR checkpoint: it holds '{name}' and the like")
     if category_ids is not None:
         conversion = conversion._replace(state=select_classes(conversion.state, category_ids))
     return conversion
@@ -210,5 +210,5 @@ def _rename(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
 
 def _last_head(state: dict[str, Tensor], reverse: bool) -> int:
     pattern = r"^decoder\.heads\.(\d+)\." if reverse else r"(?:^|\.)class_embed\.(\d+)\."
-    numbers = [int(found.group(1)) for found in (re.search(pattern, name) for name in state) if found]
+    numbers = [int(match[1]) for match in (re.search(pattern, name) for name in state) if match]
     return max(numbers, default=-1) + (1 if reverse else 0)

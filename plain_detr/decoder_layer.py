@@ -125,7 +125,7 @@ class CrossAttention(nn.Module):
 
     def _project(self, queries: Tensor, keys: Tensor, values: Tensor) -> list[Tensor]:
         projected = self.query(queries), self.key(keys), self.value(values)
-        return [_heads(one, self.num_heads) for one in projected]
+        return [_heads(part, self.num_heads) for part in projected]
 
     def _bias(self, boxes_cxcywh: Tensor, hw: tuple[int, int], stride: int, queries: Tensor) -> AttentionBias:
         return AttentionBias() if self.box_rpb is None else self.box_rpb(boxes_cxcywh, hw, stride, queries)

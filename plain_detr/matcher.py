@@ -114,13 +114,13 @@ class HungarianMatcher:
         matrices = (flat.view(cost.shape).numpy() for flat, cost in zip(on_cpu, ordered))
         pairs = [_solve(matrix, targets.counts, task.repeats) for matrix, task in zip(matrices, tasks)]
         packed = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64)).to(targets.boxes.device)
-        return [Matches(*part) for part in packed.split([one.shape[1] for one in pairs], dim=1)]
+        return [Matches(*part) for part in packed.split([part.shape[1] for part in pairs], dim=1)]
 
 
 def _tile(targets: SetTargets, repeats: int) -> SetTargets:
     """Each image's list of boxes, ``repeats`` times over."""
-    boxes = [one.repeat(repeats, 1) for one in targets.boxes.split(targets.counts)]
-    classes = [one.repeat(repeats) for one in targets.classes.split(targets.counts)]
+    boxes = [of_image.repeat(repeats, 1) for of_image in targets.boxes.split(targets.counts)]
+    classes = [of_image.repeat(repeats) for of_image in targets.classes.split(targets.counts)]
     return SetTargets.pack(boxes, classes, targets.labelled)
 
 

@@ -88,8 +88,8 @@ def join_maps(maps: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> Tensor
     """Put the maps of the groups, (n_g, C, h_g, w_g) each, into one (N, C, max h, max w), zeros elsewhere."""
     if len(groups) == 1:
         return maps[0]
-    height, width = (max(one.shape[axis] for one in maps) for axis in (2, 3))
-    padded = [F.pad(one, (0, width - one.shape[3], 0, height - one.shape[2])) for one in maps]
+    height, width = (max(part.shape[axis] for part in maps) for axis in (2, 3))
+    padded = [F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2])) for part in maps]
     order = [index for group in groups for index in group]
     place = sorted(range(len(order)), key=order.__getitem__)
     return torch.cat(padded)[place]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from d2x.backbones.tracing import exporting
 from plain_detr.box_coder import BoxCoder
 from plain_detr.build import build_parts
-from plain_detr.checkpoint_settings import remember_variant
+from plain_detr.checkpoint_settings import remember_settings
 from plain_detr.criterion import SetCriterion
 from plain_detr.decode import decode
 from plain_detr.decoder import Decoder, DecoderInputs
@@ -63,7 +63,7 @@ class PlainDETR(nn.Module):
         topk: detections an image.
         pixel_mean, pixel_std: per channel, in the images' own unit (0-255) and channel order.
         batch_independent, valid_area, pad_multiple: see ``plain_detr.padding``.
-        variant: settings that the weights depend on, see ``plain_detr.checkpoint_settings``.
+        weight_settings: those that the weights depend on, see ``plain_detr.checkpoint_settings``.
     """
 
     pixel_mean: Tensor
@@ -93,7 +93,7 @@ class PlainDETR(nn.Module):
         batch_independent: bool = True,
         valid_area: str = "image",
         pad_multiple: int = 1,
-        variant: dict[str, str] | None = None,
+        weight_settings: dict[str, str] | None = None,
     ):
         super().__init__()
         if valid_area not in ("image", "nearest"):
@@ -110,7 +110,7 @@ class PlainDETR(nn.Module):
         self.batch_independent, self.valid_area, self.pad_multiple = batch_independent, valid_area, pad_multiple
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        remember_variant(self, variant or {})
+        remember_settings(self, weight_settings or {})
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

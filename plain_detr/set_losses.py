@@ -91,7 +91,7 @@ def error_rates(prediction: BoxSetPrediction, targets: SetTargets, matches: Matc
     boxes = cxcywh_to_xyxy(prediction.boxes[matches.image, matches.query])
     iou = box_iou(boxes, cxcywh_to_xyxy(targets.boxes[matches.target])).diagonal()
     counts = torch.tensor(targets.counts, device=logits.device)
-    found = (prediction.logits.amax(-1) > 0).sum(1)
+    confident = (prediction.logits.amax(-1) > 0).sum(1)
     rates = [100 - 100 * right.float().mean(), 100 - 100 * iou.mean()] if len(right) else [torch.tensor(100.0)] * 2
-    rates.append((found - counts).abs().float().mean())
+    rates.append((confident - counts).abs().float().mean())
     return dict(zip(("class_error", "box_error", "cardinality_error"), torch.stack([r.cpu() for r in rates]).tolist()))

@@ -105,12 +105,12 @@ class CosineAttention(nn.Module):
         Without gradients the last one is kept for as long as the network's weights are the same.
         """
         weights = list(self.cpb_mlp.parameters())
-        if torch.is_grad_enabled() or recording() or any(one.is_inference() for one in weights):
+        if torch.is_grad_enabled() or recording() or any(weight.is_inference() for weight in weights):
             return self._position_bias(grid_hw)
-        state = (tuple(grid_hw), *((one.data_ptr(), one._version, one.dtype, one.device) for one in weights))
+        state = (tuple(grid_hw), *((w.data_ptr(), w._version, w.dtype, w.device) for w in weights))
         if self._kept is not None:
             kept_state, kept_weights, bias = self._kept
-            if kept_state == state and all(one is other for one, other in zip(weights, kept_weights)):
+            if kept_state == state and all(weight is kept for weight, kept in zip(weights, kept_weights)):
                 return bias
         bias = self._position_bias(grid_hw)
         self._kept = (state, weights, bias) if bias.numel() <= _LARGEST_KEPT_BIAS else None
@@ -168,17 +168,17 @@ class CosineAttention(nn.Module):
         """
         count, tokens, dim = x.shape
         rows, columns = (size // self.window for size in map_hw)
-        parts = [one.unflatten(0, (-1, rows, columns)) for one in self._project(x)]
+        parts = [part.unflatten(0, (-1, rows, columns)) for part in self._project(x)]
         bias = self.position_bias((self.window, self.window))
         lines = []
         for last_row in ([False] if rows > 1 else []) + [True]:
             line = []
             for last_column in ([False] if columns > 1 else []) + [True]:
                 place = tuple(slice(-1, None) if last else slice(None, -1) for last in (last_row, last_column))
-                mine = [one[(slice(None), *place)] for one in parts]
+                mine = [part[(slice(None), *place)] for part in parts]
                 mask = masks[2 * last_row + last_column]
                 kind = bias + mask if last_row or last_column else bias
-                mixed = shared_bias_attention(*(one.flatten(0, 2) for one in mine), kind)
+                mixed = shared_bias_attention(*(part.flatten(0, 2) for part in mine), kind)
                 line.append(mixed.unflatten(0, mine[0].shape[:3]))
             lines.append(torch.cat(line, dim=2) if len(line) > 1 else line[0])
         mixed = torch.cat(lines, dim=1) if len(lines) > 1 else lines[0]  # (B, rows, columns, A, T, C / A)

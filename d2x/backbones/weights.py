@@ -102,23 +102,24 @@ def load_backbone_weights(backbone: nn.Module, source: str, *, key: str = "MODEL
             explains; names the file and whose names it has. Or a name that cannot be had.
     """
     wanted = {name: value for name, value in backbone.state_dict().items() if not name.endswith(_DERIVED)}
-    inside, found = max(
+    inside, matching = max(
         ((state, _match(state, wanted)) for state in _networks(_tensors(source, backbone, key), len(wanted))),
         key=lambda pair: len(pair[1]),
     )
     tensors = inside
-    if len(found) < len(wanted) and isinstance(backbone, Converts):
+    if len(matching) < len(wanted) and isinstance(backbone, Converts):
         released = _released(backbone, inside)
         converted = _match(released, wanted)
-        if len(converted) > len(found):
-            tensors, found = released, converted
+        if len(converted) > len(matching):
+            tensors, matching = released, converted
     kind = f"{type(backbone).__name__}({backbone.extra_repr()})"
     whose = f"it holds {owner(inside)}, the backbone has {owner(wanted)}"
-    if len(found) < _LEAST_FOUND * len(wanted):
+    if len(matching) < _LEAST_FOUND * len(wanted):
         raise ValueError(
-            f"{source}: weights of another network: it has {len(found)} of the {len(wanted)} tensors of {kind}; {whose}"
+            f"{source}: weights of another network: it has {len(matching)} of the {len(wanted)} tensors of {kind};"
+            f" {whose}"
         )
-    named = {ours: _part(ours, theirs, tensors[theirs]) for ours, theirs in found.items()}
+    named = {ours: _part(ours, theirs, tensors[theirs]) for ours, theirs in matching.items()}
     usable = {name: _fit(name, value, wanted[name]) for name, value in named.items()}
     for name, value in usable.items():
         if value.shape != wanted[name].shape:
@@ -221,14 +222,14 @@ def _match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[st
     """Name in the backbone -> name in the file."""
     ours = {common: name for name, common in common_names(wanted).items()}
     loosely = {common.replace("_", "."): name for common, name in ours.items()}  # timm's features: a_b for a.b
-    found = {}
+    matching = {}
     for theirs, common in common_names(state).items():
         joint = _JOINT_BIAS.match(common)
         if joint and common not in ours:
-            found |= {ours[n]: theirs for n in (f"{joint[1]}q_bias", f"{joint[1]}v_bias") if n in ours}
+            matching |= {ours[n]: theirs for n in (f"{joint[1]}q_bias", f"{joint[1]}v_bias") if n in ours}
         elif name := ours.get(common) or loosely.get(common.replace("_", ".")):
-            found[name] = theirs
-    return found
+            matching[name] = theirs
+    return matching
 
 
 def _part(ours: str, theirs: str, value: Tensor) -> Tensor:

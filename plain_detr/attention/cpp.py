@@ -90,20 +90,20 @@ def _attention_backward(
     grad_out = grad_out.contiguous()
     mean = (grad_out * out).sum(-1)
     keys, columns, biases = _rows(k, hw), _columns(k, hw), _biases(bias_x, bias_y)
-    grads = [torch.zeros(one.shape) for one in (q, keys, keys, *biases)]
+    grads = [torch.zeros(part.shape) for part in (q, keys, keys, *biases)]
     cpp_library.call(
         "axial_attention_backward",
         q.contiguous(), keys, columns, _columns(v, hw), *biases, _mask(mask, hw), tops, sums, grad_out, mean,
         *_sizes(q, hw), *grads,
     )  # fmt: skip
     grad_q, grad_k, grad_v, grad_x, grad_y = grads
-    grad_k, grad_v = (one[..., :width, :].flatten(2, 3).clone() for one in (grad_k, grad_v))
+    grad_k, grad_v = (part[..., :width, :].flatten(2, 3).clone() for part in (grad_k, grad_v))
     return grad_q, grad_k, grad_v, grad_x[..., :width].clone(), grad_y
 
 
 @_attention_backward.register_fake
 def _(q, k, v, bias_x, bias_y, mask, out, tops, sums, grad_out):
-    return tuple(one.new_empty(one.shape) for one in (q, k, v, bias_x, bias_y))
+    return tuple(part.new_empty(part.shape) for part in (q, k, v, bias_x, bias_y))
 
 
 def _keep(ctx, inputs, output):

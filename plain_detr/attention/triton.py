@@ -68,7 +68,7 @@ class _TritonAttention(torch.autograd.Function):
         grad_out = grad_out.contiguous()
         mean = (grad_out.float() * out.float()).sum(-1)
         inputs = (q, k, v, bias_x, bias_y, mask if mask is not None else q, grad_out, lse, mean)
-        grad_q, grad_k, grad_v, grad_x = (torch.empty_like(one) for one in (q, k, v, bias_x))
+        grad_q, grad_k, grad_v, grad_x = (torch.empty_like(part) for part in (q, k, v, bias_x))
         grad_y = torch.zeros_like(bias_y)
         block_q, block_x = ctx.settings["BLOCK_Q"], ctx.settings["BLOCK_X"]
         grid = (_blocks(queries, block_q), pairs)

@@ -79,7 +79,7 @@ class _Units(NamedTuple):
 
     def kernel_arguments(self) -> list[Tensor]:
         inverse = 1 / self.rise.clamp(min=1e-30)
-        tensors = [one.float().contiguous() for one in (self.weight.t(), self.bias, self.rise, inverse)]
+        tensors = [part.float().contiguous() for part in (self.weight.t(), self.bias, self.rise, inverse)]
         return [*tensors, self.first]
 
 
@@ -150,11 +150,11 @@ def _axis_mlp_backward(
             sums[-1], table_ends, grad_ends if of_ends else None,
         )  # fmt: skip
     # Of the gradient over a unit's cells: times each end, once, and times the cell; (K, outputs) each.
-    by_output = torch.cat([one.double().sum(0) for one in sums], dim=-1)[..., :heads]
+    by_output = torch.cat([part.double().sum(0) for part in sums], dim=-1)[..., :heads]
     *by_end, once, by_cell = by_output.unbind(1)
     grad_out_weight = units.bias[:, None] * once + units.rise[:, None] * by_cell
-    for i, one in enumerate(by_end):
-        grad_out_weight += units.weight[:, i, None] * one
+    for i, of_end in enumerate(by_end):
+        grad_out_weight += units.weight[:, i, None] * of_end
     to_unit = (by_output * out_weight.double().t()[:, None]).sum(-1)  # (K, inputs + 2)
     grad_bias, grad_rise = to_unit[:, inputs], to_unit[:, inputs + 1]
     grad_slope = units.origin * grad_bias + units.direction * step * grad_rise
@@ -164,7 +164,7 @@ def _axis_mlp_backward(
 
 @_axis_mlp_backward.register_fake
 def _(grad, ends, weight, bias, out_weight, cells, step, of_ends):
-    return tuple(one.new_empty(one.shape) for one in (ends, weight, bias, out_weight))
+    return tuple(part.new_empty(part.shape) for part in (ends, weight, bias, out_weight))
 
 
 def _keep(ctx, inputs, output):

@@ -5,13 +5,12 @@ import math
 
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2x.backbones.swin_v2 import SwinV2
-from d2x.config.keys import add_d2x_config
-from plain_detr import add_plain_detr_config
+from d2x.config.keys import get_base_cfg
 from plain_detr.box_coder import BoxCoder, DeltaCoder, SigmoidCoder
 from plain_detr.checkpoint_keys import convert
 from plain_detr.criterion import LossWeights, SetCriterion
@@ -180,9 +179,7 @@ def groups_for(options: dict) -> QueryGroups:
 
 def released_config(options: dict) -> CfgNode:
     """The config of a whole official model, with every released quirk switched on."""
-    cfg = get_cfg()
-    add_d2x_config(cfg)
-    add_plain_detr_config(cfg)
+    cfg = get_base_cfg()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.META_ARCHITECTURE = "PlainDETR"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [0.0] * 3, [1.0] * 3  # the cases' images are normalised already
