@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from detectron2.config import CfgNode
 from detectron2.solver.build import reduce_param_groups
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from torch import nn
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
@@ -27,7 +28,7 @@ def param_groups(
     lr: float,
     weight_decay: float,
     weight_decay_norm: float = 0.0,
-    lr_factors: Mapping[str, float] | None = None,
+    lr_factors: Mapping[str, float] = MappingProxyType({}),
     layer_decay: float = 0.0,
     depths: Sequence[int] | None = None,
     released_norm_decay: bool = False,
@@ -53,7 +54,7 @@ def param_groups(
     """
     groups = []
     for name, parameter, owner in _trainable(model):
-        prefixes = [prefix for prefix in lr_factors or {} if name.startswith(prefix)]
+        prefixes = [prefix for prefix in lr_factors if name.startswith(prefix)]
         if layer_decay and name.startswith("backbone."):
             prefixes = []
         rate = lr * (lr_factors[max(prefixes, key=len)] if prefixes else 1.0)
