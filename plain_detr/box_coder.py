@@ -189,7 +189,7 @@ class DeltaCoder(BoxCoder):
 
     def anchors(self, levels, device):
         extent = levels[0].extent_wh(device).repeat(1, 1, 2)  # (N, 1, 4)
-        centres = [cell_centres(level, device).expand(len(extent), -1, -1) for level in levels]
+        centres = [cell_centres(level, device).expand(extent.shape[0], -1, -1) for level in levels]
         return self._squares(levels, centres, BORDER * extent, (1 - BORDER) * extent)
 
     def released_invalid_anchors(self, levels):

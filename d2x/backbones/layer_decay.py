@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 
 from detectron2.config import CfgNode
 from detectron2.solver.build import reduce_param_groups
@@ -28,7 +27,7 @@ def param_groups(
     lr: float,
     weight_decay: float,
     weight_decay_norm: float = 0.0,
-    lr_factors: Mapping[str, float] = MappingProxyType({}),
+    lr_factors: Mapping[str, float] | None = None,
     layer_decay: float = 0.0,
     depths: Sequence[int] | None = None,
     released_norm_decay: bool = False,
@@ -52,12 +51,12 @@ def param_groups(
     Returns:
         ``[{"params": [...], "lr": ..., "weight_decay": ...}]``, one for each pair of values, in order of appearance.
     """
-    groups = []
+    groups, factors = [], lr_factors or {}
     for name, parameter, owner in _trainable(model):
-        prefixes = [prefix for prefix in lr_factors if name.startswith(prefix)]
+        prefixes = [prefix for prefix in factors if name.startswith(prefix)]
         if layer_decay and name.startswith("backbone."):
             prefixes = []
-        rate = lr * (lr_factors[max(prefixes, key=len)] if prefixes else 1.0)
+        rate = lr * (factors[max(prefixes, key=len)] if prefixes else 1.0)
         decay = weight_decay if _decays(name, owner, released_norm_decay) else weight_decay_norm
         groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
     # Joined last: saved optimizers count parameters in the order of the groups, the first of each as in the model.
