@@ -62,7 +62,7 @@ setup(
     },
     python_requires=">=3.10",
     entry_points={"d2x.detectors": ["centerx = centerx", "plain_detr = plain_detr"]},
-    # detectron2 is not listed: no package index has it under its own name. `./run.sh setup` installs it (see README).
+    # detectron2 is not listed: no package index has it under its own name. See docs/install.md.
     install_requires=[
         "torch>=2.8",
         "torchvision>=0.23",
