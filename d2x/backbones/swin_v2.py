@@ -1,6 +1,6 @@
 """Swin V2 as a detectron2 backbone, with whole-map attention where asked and maps of any size.
 
-The parts of the windowed form are in timm, but not the function Plain-DETR's backbone computes; see
+The parts of the windowed form are in timm, but not the function a plain detector needs of it; see
 ``swin_v2_attention`` for what is missing there. Parameter names are the field's, such as
 ``layers.0.blocks.0.attn.qkv.weight``, so Swin V2 files of any origin need a prefix changed at most.
 """

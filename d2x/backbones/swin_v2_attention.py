@@ -1,9 +1,9 @@
 """Cosine attention of Swin V2 with a continuous position bias, inside windows or over the whole map.
 
-Swin Transformer V2 (arXiv:2111.09883), eq. 2 to 4. timm has the windowed form; what it lacks, and Plain-DETR needs, is
-attention over the whole map with the same bias network (a bias table made for the map at hand), offsets normalised by
-the window of pre-training when that differs from the window in use, and maps of any size: timm fixes the window
-to the map when the map is smaller, shifts before it pads, and masks accordingly, which gives other numbers.
+Swin Transformer V2 (arXiv:2111.09883), eq. 2 to 4. timm has the windowed form; what it lacks, and plain detectors need,
+is attention over the whole map with the same bias network (a bias table made for the map at hand), offsets normalised
+by the window of pre-training when that differs from the window in use, and maps of any size: timm fixes the window to
+the map when the map is smaller, shifts before it pads, and masks accordingly, which gives other numbers.
 
 Shapes: B maps of H x W tokens with C channels, S windows a map, T = window * window tokens a window, A heads.
 """

@@ -50,7 +50,7 @@ def add_torchvision_config(cfg: CfgNode) -> None:
     node.STEM_STRIDE = 4  # of the ResNet; 2 leaves out the max pooling, and every stride is half
     node.REGNET = "x_400mf"  # or another size, "x_..." or "y_..." (with squeeze-excitation), as torchvision's name ends
     # Widths of a RegNet that are no multiple of the group width become the nearest one; at a tie "up" (torchvision's
-    # weights), or "even", as in the paper's code and the released CenterX (X-400MF: 384 instead of 400 channels).
+    # weights), or "even", as in the paper's code and what is trained with it (X-400MF: 384 instead of 400 channels).
     node.REGNET_ROUNDING = "up"
     node.NORM = "BN"  # or "SyncBN", "FrozenBN", "GN"
     node.FREEZE_AT = 0  # stages without gradient and with frozen statistics: 1 is the stem, 5 everything

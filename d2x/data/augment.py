@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 class StrongColour(T.Augmentation):
     """With a probability, a few strong changes: jitter, blur, noise, sharpness, JPEG, posterising and others.
 
-    Stands where the original CenterX has its "imgaug" set; geometry stays as it is.
+    Stands where the released code has its "imgaug" set; geometry stays as it is.
 
     Args:
         prob: how often an image is changed.

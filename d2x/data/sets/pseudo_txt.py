@@ -1,4 +1,4 @@
-"""Pseudo-label text files of the released CenterX: one image a line, semicolons between the fields."""
+"""Pseudo-label text files, as CPFLAME released them: one image a line, semicolons between the fields."""
 
 import copy
 import os

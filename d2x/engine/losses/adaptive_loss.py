@@ -1,6 +1,6 @@
 """Adaptive loss: losses re-weighted every iteration so that each is worth a fixed amount, whatever its own scale.
 
-The "communist" loss of CenterX: weight = target / loss.detach(), so every loss always has the value of its target and
+The "communist" loss: weight = target / loss.detach(), so every loss always has the value of its target and
 the learning-rate schedule alone decides how fast training goes. It needs no knowledge of the model: losses are chosen
 by the names in the model's loss dict.
 """

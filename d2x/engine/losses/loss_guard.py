@@ -1,6 +1,6 @@
 """Skipping of steps whose loss jumps.
 
-The released CenterX skips a step whose loss exceeds the last accepted one by a factor. ``step_anyway`` and
+CPFLAME's released trainer skips a step whose loss exceeds the last accepted one by a factor. ``step_anyway`` and
 ``max_skips`` choose between its exact behaviour and one without its two traps.
 """
 
