@@ -100,7 +100,7 @@ def _weight_settings(node: CfgNode) -> dict[str, str]:
 
 def _layer(node: CfgNode) -> dict:
     """What layers of encoder and decoder have in common."""
-    return {key.lower(): node[key] for key in ("HIDDEN_DIM", "NUM_HEADS", "FEEDFORWARD_DIM", "DROPOUT")}
+    return {key.lower(): getattr(node, key) for key in ("HIDDEN_DIM", "NUM_HEADS", "FEEDFORWARD_DIM", "DROPOUT")}
 
 
 def _encoder(node: CfgNode) -> Encoder | None:

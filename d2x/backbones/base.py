@@ -65,4 +65,5 @@ class StagedBackbone(ImageBackbone):
 
 def arguments(node: CfgNode, **renamed: str) -> dict:
     """A config node as arguments of its backbone's constructor: the keys in lower case, or as ``renamed``."""
-    return {renamed.get(key, key.lower()): value for key, value in node.items()}
+    # As attributes, which counts as reading them (d2x.config.unread).
+    return {renamed.get(key, key.lower()): getattr(node, key) for key in node}
