@@ -16,7 +16,7 @@ from benchmarks.report import write
 from d2x.errors import one_line_errors
 from plain_detr.criterion import LossWeights, SetCriterion
 from plain_detr.hybrid import QueryGroups, match_tasks
-from plain_detr.matcher import CostWeights, HungarianMatcher
+from plain_detr.matcher import HungarianMatcher
 
 PER_LAYER, TOGETHER = "one by one", "together"
 REPEATS = 6
@@ -31,7 +31,7 @@ def build(counts: tuple[int, ...], *, queries: int, extra: int, layers: int, cla
     )
     tasks = match_tasks(sets, proposals, QueryGroups(queries, extra, REPEATS))
     criterion = SetCriterion(
-        matcher=HungarianMatcher(coder=coder, cost=CostWeights(box=1.0)), coder=coder, weights=LossWeights(box=1.0)
+        matcher=HungarianMatcher(coder=coder, cost=LossWeights(box=1.0)), coder=coder, weights=LossWeights(box=1.0)
     )
     leaves = [part for one in (*sets, proposals) for part in (one.logits, one.raw)]
 

@@ -1,9 +1,9 @@
 """CenterX for detectron2: importing the package registers its detectors."""
 
-import importlib.util
+from d2x import missing_detectron2
 
-if importlib.util.find_spec("detectron2") is None:
-    raise ImportError("centerx needs detectron2, which is not installed here: run `./run.sh setup`")
+if message := missing_detectron2(__name__):
+    raise ImportError(message)
 
 import d2x.backbones  # noqa: F401  (registers them)
 from centerx import export

@@ -6,6 +6,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor
 
+from centerx.dlaup_neck import DLAUpNeck
+from centerx.features import finest_first
 from centerx.upsample_neck import UpsampleNeck
 
 
@@ -18,17 +20,18 @@ class UpsampledBackbone(Backbone):
         output_stride: of the neck.
     """
 
-    def __init__(self, bottom_up: Backbone, neck: UpsampleNeck, *, output_stride: int):
+    def __init__(self, bottom_up: Backbone, neck: UpsampleNeck | DLAUpNeck, *, output_stride: int):
         super().__init__()
         self.bottom_up = bottom_up
         self.neck = neck
         self._name = f"p{int(math.log2(output_stride))}"
         self._shape = {self._name: ShapeSpec(channels=neck.out_channels, stride=output_stride)}
-        strides = [spec.stride for spec in bottom_up.output_shape().values()]
+        strides = [feature.stride for feature in finest_first(bottom_up.output_shape())]
         # detectron2's own plain backbones say 0; the neck needs sizes at which doubling gives the finer feature's size
         self._divisibility = math.lcm(max(1, bottom_up.size_divisibility), *strides)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    # detectron2's abstract method declares no argument
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(N, 3, H, W) -> {"p2": (N, C, H / 4, W / 4)} at the default stride; H and W multiples of the divisibility."""
         return {self._name: self.neck(self.bottom_up(x))}
 

@@ -1,13 +1,15 @@
-"""From a config to the finished parts of a CenterNet: the only place that reads ``MODEL.CENTERNET``."""
+"""Builder of a CenterNet's parts from a config: the only place that reads ``MODEL.CENTERNET``."""
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
 from centerx.backbone import UpsampledBackbone
 from centerx.dlaup_neck import DLAUpNeck
+from centerx.features import select_features
 from centerx.head import CenterHead
 from centerx.losses import CenterLoss
 from centerx.upsample_neck import UpsampleNeck
+from d2x.errors import require_choice
 
 NECKS = {"upsample": UpsampleNeck, "dlaup": DLAUpNeck}
 
@@ -22,11 +24,10 @@ def build_parts(cfg: CfgNode) -> dict:
     if node.NUM_CLASSES < 1:
         raise ValueError("MODEL.CENTERNET.NUM_CLASSES is 0: set it, or let d2x.data.prepare.prepare_data do so")
     backbone = build_upsampled_backbone(cfg)
-    (shape,) = backbone.output_shape().values()
     return {
         "backbone": backbone,
         "head": CenterHead(
-            in_channels=shape.channels,
+            in_channels=backbone.neck.out_channels,
             hidden_channels=node.HEAD_CHANNELS,
             num_classes=node.NUM_CLASSES,
             class_specific_size=node.CLASS_SPECIFIC_SIZE,
@@ -63,14 +64,9 @@ def build_upsampled_backbone(cfg: CfgNode) -> UpsampledBackbone:
     """
     node = cfg.MODEL.CENTERNET
     bottom_up = build_backbone(cfg)
-    shapes = bottom_up.output_shape()
-    unknown = [name for name in node.IN_FEATURES if name not in shapes]
-    if unknown:
-        raise ValueError(f"MODEL.CENTERNET.IN_FEATURES {unknown}: the backbone has {sorted(shapes)}")
-    if node.NECK.NAME not in NECKS:
-        raise ValueError(f"MODEL.CENTERNET.NECK.NAME '{node.NECK.NAME}' is not one of {', '.join(NECKS)}")
+    require_choice("MODEL.CENTERNET.NECK.NAME", node.NECK.NAME, NECKS)
     neck = NECKS[node.NECK.NAME](
-        {name: shapes[name] for name in node.IN_FEATURES or shapes},
+        select_features(bottom_up.output_shape(), node.IN_FEATURES, "MODEL.CENTERNET.IN_FEATURES"),
         output_stride=node.OUTPUT_STRIDE,
         channels=node.NECK.CHANNELS,
         conv=node.NECK.CONV,

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from centerx.build import build_parts
 from centerx.decode import decode
+from centerx.features import finest_first
 from centerx.head import CenterHead
 from centerx.losses import CenterLoss
 from centerx.predictions import CenterPredictions, CenterTargets
 from centerx.targets import make_targets
+from d2x.deploy.graph import inside
 
 
 @META_ARCH_REGISTRY.register()
@@ -70,8 +72,8 @@ class CenterNet(DenseDetector):
         clip_boxes: bool = True,
     ):
         super().__init__(backbone, head, pixel_mean=pixel_mean, pixel_std=pixel_std)
-        (shape,) = backbone.output_shape().values()
-        self.stride = shape.stride
+        (feature,) = finest_first(backbone.output_shape())
+        self.stride = feature.stride
         self.criterion = criterion
         self.num_classes = num_classes
         self.min_overlap, self.max_boxes = min_overlap, max_boxes
@@ -111,18 +113,19 @@ class CenterNet(DenseDetector):
         Raises:
             ValueError: an image has no ``instances``.
         """
-        if any("instances" not in one for one in batched_inputs):
+        if any("instances" not in record for record in batched_inputs):
             raise ValueError("an image without instances (annotations) in training")
-        instances = [one["instances"] for one in batched_inputs]
+        instances = [record["instances"] for record in batched_inputs]
+        height, width = predictions.heatmap_logits.shape[2:]
         return make_targets(
-            [one.gt_boxes.tensor.to(self.device) for one in instances],
-            [one.gt_classes.to(self.device) for one in instances],
+            [objects.gt_boxes.tensor.to(self.device) for objects in instances],
+            [objects.gt_classes.to(self.device) for objects in instances],
             num_classes=self.num_classes,
             stride=self.stride,
-            grid_hw=tuple(predictions.heatmap_logits.shape[2:]),
+            grid_hw=(height, width),
             min_overlap=self.min_overlap,
             max_boxes=self.max_boxes,
-            labelled_classes=[one.get("labelled_classes") for one in batched_inputs],
+            labelled_classes=[record.get("labelled_classes") for record in batched_inputs],
         )
 
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
@@ -130,8 +133,8 @@ class CenterNet(DenseDetector):
         results: list[Instances | None] = [None] * len(batched_inputs)
         for indices in self._passes(batched_inputs):
             images = self.preprocess_image([batched_inputs[i] for i in indices])
-            found = self.detect(self.predict(images.tensor), images.image_sizes)
-            for i, instances in zip(indices, found):
+            detections = self.detect(self.predict(images.tensor), images.image_sizes)
+            for i, instances in zip(indices, detections):
                 results[i] = self._to_original(instances, batched_inputs[i])
         return [{"instances": instances} for instances in results]
 
@@ -143,12 +146,13 @@ class CenterNet(DenseDetector):
         """
         heatmap = predictions.heatmap_logits.sigmoid()
         if not self.centres_in_padding:
-            heatmap = heatmap * self._inside(heatmap, image_sizes)
-        found = decode(heatmap, predictions.size, predictions.offset, self.max_detections)
+            sizes = torch.as_tensor([list(map(int, size)) for size in image_sizes], device=heatmap.device)
+            heatmap = heatmap * inside(heatmap.shape[2:], self.stride, sizes)
+        best = decode(heatmap, predictions.size, predictions.offset, self.max_detections)
         results = []
-        for size, boxes, scores, classes in zip(image_sizes, found.boxes, found.scores, found.classes):
+        for (height, width), boxes, scores, classes in zip(image_sizes, best.boxes, best.scores, best.classes):
             keep = scores > self.min_score
-            instances = Instances(tuple(size))
+            instances = Instances((height, width))
             instances.pred_boxes = Boxes(boxes[keep] * self.stride)
             instances.scores = scores[keep]
             instances.pred_classes = classes[keep]
@@ -160,18 +164,12 @@ class CenterNet(DenseDetector):
         if not self.batch_independent:
             return [list(range(len(batched_inputs)))]
         passes: dict[tuple, list[int]] = {}
-        for i, one in enumerate(batched_inputs):
-            passes.setdefault(tuple(one["image"].shape[-2:]), []).append(i)
+        for i, record in enumerate(batched_inputs):
+            passes.setdefault(tuple(record["image"].shape[-2:]), []).append(i)
         return list(passes.values())
 
-    def _inside(self, heatmap: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """(N, 1, Hf, Wf) bool: cells that have at least a corner in their image."""
-        height, width = (self.stride * torch.arange(side, device=heatmap.device) for side in heatmap.shape[2:])
-        sizes = torch.as_tensor([list(map(int, size)) for size in image_sizes], device=heatmap.device)
-        return ((height < sizes[:, :1])[:, :, None] & (width < sizes[:, 1:])[:, None, :])[:, None]
-
-    def _to_original(self, instances: Instances, one: dict) -> Instances:
-        height, width = one.get("height", instances.image_size[0]), one.get("width", instances.image_size[1])
+    def _to_original(self, instances: Instances, record: dict) -> Instances:
+        height, width = record.get("height", instances.image_size[0]), record.get("width", instances.image_size[1])
         if self.clip_boxes:
             return detector_postprocess(instances, height, width)
         scaled = Instances((height, width), **instances.get_fields())

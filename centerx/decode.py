@@ -1,4 +1,4 @@
-"""Maps to boxes: every cell that is the largest of its 3x3 neighbourhood is a detection; no NMS."""
+"""Decoding of heatmap, size and offset to boxes: peaks are the cells largest in their 3x3 neighbourhood; no NMS."""
 
 from typing import NamedTuple
 

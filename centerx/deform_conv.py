@@ -15,8 +15,8 @@ class SelfDeformConv(nn.Module):
         super().__init__()
         self.modulated = modulated
         self.offset = nn.Conv2d(in_channels, 27 if modulated else 18, 3, padding=1)
-        nn.init.zeros_(self.offset.weight)
-        nn.init.zeros_(self.offset.bias)
+        for parameter in self.offset.parameters():
+            nn.init.zeros_(parameter)
         self.deform = DeformConv2d(in_channels, out_channels, 3, padding=1, bias=modulated)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from detectron2.layers import ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from centerx.upsample_neck import CONVS, make_upsampler
+from centerx.features import finest_first
+from centerx.upsample_neck import make_conv, make_norm, make_projection, make_upsampler
 
 
 class ConvNorm(nn.Sequential):
@@ -14,9 +15,7 @@ class ConvNorm(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, *, conv: str, norm: str):
         super().__init__(
-            CONVS[conv](in_channels, out_channels),
-            get_norm(norm, out_channels) or nn.Identity(),
-            nn.ReLU(inplace=True),
+            make_conv(conv, in_channels, out_channels), make_norm(norm, out_channels), nn.ReLU(inplace=True)
         )
 
 
@@ -82,25 +81,20 @@ class DLAUpNeck(nn.Module):
         norm: str = "BN",
     ):
         super().__init__()
-        by_stride = {spec.stride: name for name, spec in input_shape.items()}
-        strides = sorted(stride for stride in by_stride if stride >= output_stride)
-        if not strides or strides != [output_stride * 2**i for i in range(len(strides))] or len(strides) < 2:
+        by_stride = {feature.stride: feature for feature in finest_first(input_shape)}  # of equal strides the last
+        features = [feature for stride, feature in by_stride.items() if stride >= output_stride]
+        levels = len(features)
+        if levels < 2 or [feature.stride for feature in features] != [output_stride * 2**i for i in range(levels)]:
             raise ValueError(
                 f"MODEL.CENTERNET.NECK.NAME dlaup needs backbone features at strides {output_stride},"
-                f" {2 * output_stride}, ...; it has {sorted(by_stride)} (see MODEL.CENTERNET.IN_FEATURES)"
+                f" {2 * output_stride}, ...; it has {list(by_stride)} (see MODEL.CENTERNET.IN_FEATURES)"
             )
-        if conv not in CONVS:
-            raise ValueError(f"MODEL.CENTERNET.NECK.CONV '{conv}' is not one of {', '.join(CONVS)}")
-        levels = len(strides)
         widths = [*reversed(channels), *[channels[0]] * levels][:levels]  # finest first from here on
         parts = {"conv": conv, "norm": norm, "up": {"kind": up, "kernel": up_kernel, "init": up_init}}
-        self.in_features = [by_stride[stride] for stride in strides]
+        self.in_features = [feature.name for feature in features]
         self.out_channels = widths[0]
         self.laterals = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(input_shape[name].channels, width, 1, bias=False), get_norm(norm, width) or nn.Identity()
-            )
-            for name, width in zip(self.in_features, widths)
+            make_projection(feature.channels, width, norm) for feature, width in zip(features, widths)
         )
         # Level i aggregates levels i, i + 1, ... whose features all have width i + 1 at stride i + 1 by then.
         self.pyramid = nn.ModuleList(

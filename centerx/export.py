@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 
 import torch
-from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from centerx.centernet import CenterNet
 from centerx.decode import keep_peaks, keep_peaks_without_equality, read_best_cells
 from centerx.deform_conv import SelfDeformConv
-from centerx.recipe import RESIZES
+from centerx.resize import test_resize
 from d2x.deploy.graph import DetectionGraph, inside
 from d2x.deploy.manifest import OUTPUTS, GraphFacts
-from d2x.deploy.resize import shortest_edge
 
 FORMS = ("detections", "peaks", "heads")
+
+__all__ = ["FORMS", "build_graph", "test_resize"]
 
 
 def build_graph(model: CenterNet, form: str) -> DetectionGraph:
@@ -29,19 +29,6 @@ def build_graph(model: CenterNet, form: str) -> DetectionGraph:
             "deformable convolutions cannot be exported: train with MODEL.CENTERNET.NECK.CONV plain (or separable)"
         )
     return {"detections": CenterXDetections, "peaks": CenterXPeaks, "heads": CenterXHeads}[form](model)
-
-
-def test_resize(cfg: CfgNode) -> dict:
-    """The recipe's test-time resize as ``d2x.deploy.resize`` describes it."""
-    node = cfg.INPUT.CENTERX
-    if node.RESIZE not in RESIZES:
-        raise ValueError(f"INPUT.CENTERX.RESIZE '{node.RESIZE}' is not one of {', '.join(RESIZES)}")
-    if node.RESIZE == "fixed":
-        return {"kind": "fixed", "size": list(node.SIZE), "interpolation": "bilinear"}
-    if node.RESIZE in ("fit", "center_affine"):
-        how = {"rounding": node.FIT_ROUNDING, "interpolation": node.FIT_RESAMPLING}
-        return {"kind": "fit", "size": list(node.SIZE), **how}
-    return shortest_edge(0 if node.RESIZE == "none" else cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
 class CenterXGraph(DetectionGraph):
@@ -63,8 +50,8 @@ class CenterXGraph(DetectionGraph):
         super().__init__(facts, form=form, outputs=outputs, with_sizes=with_sizes, square=square)
         self.model = model
 
-    def raw(self, images: Tensor, sizes: Tensor | None = None) -> Sequence[Tensor]:
-        return [one for one in self.model.predict(self.normalise(images, sizes)) if one is not None]
+    def raw(self, *inputs: Tensor) -> Sequence[Tensor]:
+        return [part for part in self.model.predict(self.normalise(*inputs)) if part is not None]
 
     def half_parts(self) -> list[nn.Module]:
         return [self.model.backbone, self.model.head]
@@ -89,14 +76,13 @@ class CenterXDetections(CenterXGraph):
         heat = maps.heatmap_logits.sigmoid()
         if not self.facts.centres_in_padding:
             heat = heat * inside(heat.shape[2:], self.facts.stride, sizes)
-        maps = (keep_peaks(heat), maps.size, maps.offset)
-        maps = [one if one is None else F.pad(one, (0, 0, 0, self.filler_rows)) for one in maps]
-        found = read_best_cells(*maps, self.facts.max_detections)
-        boxes = found.boxes * self.facts.stride
+        maps = maps._replace(heatmap_logits=keep_peaks(heat)).each(lambda m: F.pad(m, (0, 0, 0, self.filler_rows)))
+        best = read_best_cells(maps.heatmap_logits, maps.size, maps.offset, self.facts.max_detections)
+        boxes = best.boxes * self.facts.stride
         if self.facts.clip:
             limit = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)
             boxes = torch.minimum(boxes.clamp(min=0), limit)
-        return boxes, found.scores, found.classes
+        return boxes, best.scores, best.classes
 
 
 class CenterXPeaks(CenterXGraph):
@@ -109,7 +95,7 @@ class CenterXPeaks(CenterXGraph):
         """See ``DetectionGraph``; gives heat, reg (if the model predicts offsets) and wh."""
         maps = self.model.predict(self.normalise(images))
         heat = keep_peaks_without_equality(maps.heatmap_logits.sigmoid())
-        return tuple(one for one in (heat, maps.offset, maps.size) if one is not None)
+        return tuple(part for part in (heat, maps.offset, maps.size) if part is not None)
 
 
 class CenterXHeads(CenterXGraph):
@@ -123,4 +109,4 @@ class CenterXHeads(CenterXGraph):
         maps = self.model.predict(self.normalise(images))
         heat = maps.heatmap_logits.sigmoid()
         pooled = F.max_pool2d(heat, 3, stride=1, padding=1)
-        return tuple(one for one in (heat, pooled, maps.offset, maps.size) if one is not None)
+        return tuple(part for part in (heat, pooled, maps.offset, maps.size) if part is not None)

@@ -1,4 +1,4 @@
-"""How far from an object's centre a heatmap may still respond, and the bump that says so."""
+"""Gaussian radius and drawing for heatmap targets."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,7 @@
-"""Three small branches on one feature map: where objects are, how large, and where in the cell."""
+"""The head of CenterNet: heatmap, size and offset branches on one feature map."""
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from centerx.predictions import CenterPredictions
@@ -18,6 +17,7 @@ class Branch(nn.Module):
         super().__init__()
         self.hidden = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
         self.out = nn.Conv2d(hidden_channels, out_channels, 1)
+        assert self.out.bias is not None
         nn.init.constant_(self.out.bias, bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,5 +53,4 @@ class CenterHead(nn.Module):
         """[(N, C, Hf, Wf)] -> predictions in float32, also under mixed precision."""
         (feature,) = features
         offset = None if self.offset is None else self.offset(feature)
-        maps = (self.heatmap(feature), self.size(feature), offset)
-        return CenterPredictions(*(m if m is None else m.to(torch.float32) for m in maps))
+        return CenterPredictions(self.heatmap(feature), self.size(feature), offset).each(Tensor.float)

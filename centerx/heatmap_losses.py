@@ -1,4 +1,4 @@
-"""What the heatmap head is trained with (CenterNet, arXiv:1904.07850, eq. 1, and two others).
+"""Heatmap losses: penalty-reduced focal (CenterNet, arXiv:1904.07850, eq. 1), quality focal and squared error.
 
 Nearly every cell has a target of 0. So the losses take logits, (N, K, Hf, Wf), and the cells that are not 0 alone: each
 counts every cell as background first and then puts the few others in their place. An optional class mask, (N, K) bool,
@@ -64,9 +64,9 @@ def heatmap_mse_loss(logits: Tensor, target: SparseHeatmap, class_mask: Tensor |
 def classes_with_objects(heatmap: SparseHeatmap) -> Tensor:
     """(N, K) bool: maps that are not empty. The released code's guess at what an image is labelled for."""
     images, classes = heatmap.shape[:2]
-    found = torch.zeros(images * classes, dtype=torch.bool, device=heatmap.index.device)
-    found[heatmap.map_index] = True
-    return found.view(images, classes)
+    present = torch.zeros(images * classes, dtype=torch.bool, device=heatmap.index.device)
+    present[heatmap.map_index] = True
+    return present.view(images, classes)
 
 
 def _focal(logits: Tensor, target: Tensor | float, *, alpha: float, beta: float, floor: float | None) -> Tensor:
@@ -75,8 +75,8 @@ def _focal(logits: Tensor, target: Tensor | float, *, alpha: float, beta: float,
     rejected = F.softplus(logits) * torch.sigmoid(logits) ** alpha
     if not isinstance(target, Tensor):
         return rejected
-    found = F.softplus(-logits) * torch.sigmoid(-logits) ** alpha
-    return torch.where(target == 1, found, rejected * (1 - target) ** beta)
+    accepted = F.softplus(-logits) * torch.sigmoid(-logits) ** alpha
+    return torch.where(target == 1, accepted, rejected * (1 - target) ** beta)
 
 
 def _quality_focal(logits: Tensor, target: Tensor | float, *, beta: float) -> Tensor:
@@ -108,7 +108,7 @@ class _MapSums(torch.autograd.Function):
         starts = torch.arange(0, maps + step, step, device=index.device) * cells
         bounds = torch.searchsorted(index, starts).tolist()
         needs_grad = ctx.needs_input_grad[1]
-        sums, grad = logits.new_empty(maps), torch.empty_like(logits) if needs_grad else None
+        sums, grad = logits.new_empty(maps), torch.empty_like(logits if needs_grad else logits[:0])
         for number, start in enumerate(range(0, maps, step)):
             touched = slice(*bounds[number : number + 2])
             block = logits[start : start + step].detach().requires_grad_(needs_grad)
@@ -123,8 +123,8 @@ class _MapSums(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_sums):
-        (grad,) = ctx.saved_tensors
+    def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator's)
+        (grad,), (grad_sums,) = ctx.saved_tensors, grad_outputs
         return None, grad * grad_sums[:, None], None, None
 
 

@@ -1,4 +1,4 @@
-"""What the size and offset heads are trained with (CenterNet, arXiv:1904.07850, eq. 3 and 2), and all terms at once."""
+"""Size and offset losses (CenterNet, arXiv:1904.07850, eq. 3 and 2), and the weighted losses of a batch."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,7 @@ from torchvision.ops import generalized_box_iou_loss
 from centerx.heatmap_losses import classes_with_objects, heatmap_focal_loss, heatmap_mse_loss, quality_focal_loss
 from centerx.predictions import CenterPredictions, CenterTargets
 from d2x.engine.losses.normalizer import shared_normalizer
+from d2x.errors import require_choice
 
 HEATMAP_LOSSES = ("focal", "quality_focal", "mse")
 SIZE_LOSSES = ("l1", "giou")
@@ -27,7 +28,7 @@ def gather_cells(feature: Tensor, cell: Tensor, classes: Tensor | None = None) -
         (N, D, 2)
     """
     flat = feature.flatten(2)
-    if flat.shape[1] > 2:
+    if classes is not None and flat.shape[1] > 2:
         channel = 2 * classes[..., None] + torch.arange(2, device=classes.device)  # (N, D, 2)
         index = channel * flat.shape[2] + cell[..., None]
         return flat.flatten(1).gather(1, index.flatten(1)).view(*index.shape)
@@ -107,8 +108,7 @@ class CenterLoss:
             ("SIZE_NORM", size_norm, SIZE_NORMS),
             ("UNLABELLED", unlabelled, UNLABELLED),
         ):
-            if value not in allowed:
-                raise ValueError(f"MODEL.CENTERNET.LOSS.{key} '{value}' is not one of {', '.join(allowed)}")
+            require_choice(f"MODEL.CENTERNET.LOSS.{key}", value, allowed)
         self.heatmap, self.size, self.size_norm, self.unlabelled = heatmap, size, size_norm, unlabelled
         self.heatmap_weight, self.size_weight, self.offset_weight = heatmap_weight, size_weight, offset_weight
         self.min_probability = min_probability
@@ -129,8 +129,9 @@ class CenterLoss:
         return losses
 
     def _heatmap_loss(self, logits: Tensor, targets: CenterTargets) -> Tensor:
-        masks = {"labelled_classes": targets.labelled, "empty_heatmap": None, "none": None}
-        mask = classes_with_objects(targets.heatmap) if self.unlabelled == "empty_heatmap" else masks[self.unlabelled]
+        mask = targets.labelled if self.unlabelled == "labelled_classes" else None
+        if self.unlabelled == "empty_heatmap":
+            mask = classes_with_objects(targets.heatmap)
         if self.heatmap == "mse":
             return heatmap_mse_loss(logits, targets.heatmap, mask)
         if self.heatmap == "quality_focal":

@@ -1,9 +1,11 @@
-"""What the head emits and what it is trained towards: shape and unit of each map, written once.
+"""Predictions and targets of the head: shape and unit of each map, written once.
 
 Shape shorthand of this package: N images, K classes, D boxes of the fullest image, (Hf, Wf) cells of the feature grid.
 A cell covers ``stride`` x ``stride`` pixels of the padded network input; sizes and offsets count cells.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,8 +24,14 @@ class CenterPredictions(NamedTuple):
     size: Tensor
     offset: Tensor | None
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "CenterPredictions":
+        """``change`` applied to every map that is there."""
+        offset = None if self.offset is None else change(self.offset)
+        return CenterPredictions(change(self.heatmap_logits), change(self.size), offset)
 
-class SparseHeatmap(NamedTuple):
+
+@dataclass(frozen=True)
+class SparseHeatmap:
     """A target heatmap by its cells that are not 0, a few hundred of an image's million.
 
     index: (T,) int64, ascending and each once, into the flattened (N, K, Hf, Wf).
@@ -51,7 +59,8 @@ class SparseHeatmap(NamedTuple):
         """From (N, K, Hf, Wf)."""
         flat = heatmap.flatten()
         index = flat.nonzero()[:, 0]
-        return cls(index, flat[index], tuple(heatmap.shape))
+        images, classes, height, width = heatmap.shape
+        return cls(index, flat[index], (images, classes, height, width))
 
 
 class CenterTargets(NamedTuple):

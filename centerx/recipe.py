@@ -8,13 +8,12 @@ from detectron2.engine import HookBase
 from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
-from centerx.resize import FitInto
+from centerx.resize import RESIZES, FitInto, test_resize
 from d2x.backbones.layer_decay import scale_backbone_rates
 from d2x.backbones.weights import weight_hooks
 from d2x.data.augment import BoxCentreCrop, CenterAffine, StrongColour, ZoomOut
 from d2x.data.fast_resize import Resize, ResizeShortestEdge
-
-RESIZES = ("shortest_edge", "fixed", "fit", "center_affine", "none")
+from d2x.errors import require_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +57,15 @@ class CenterXRecipe:
         return augmentations
 
     def test_augmentations(self, cfg: CfgNode) -> list[T.Augmentation]:
-        """The resize that belongs to the training's; none when ``INPUT.MIN_SIZE_TEST`` is 0 with "shortest_edge"."""
-        node = cfg.INPUT.CENTERX
-        if _resize(cfg) == "fixed":
-            return [T.Resize(node.SIZE)]
-        if node.RESIZE in ("fit", "center_affine"):
-            return [_fit(cfg)]
-        if node.RESIZE == "none" or not cfg.INPUT.MIN_SIZE_TEST:
-            return []
-        return [T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)]
+        """``test_resize`` as an augmentation."""
+        resize = test_resize(cfg)
+        if resize["kind"] == "fixed":
+            return [T.Resize(resize["size"])]
+        if resize["kind"] == "fit":
+            return [FitInto(resize["size"], rounding=resize["rounding"], interpolation=resize["interpolation"])]
+        if resize["kind"] == "shortest_edge":
+            return [T.ResizeShortestEdge([resize["size"]] * 2, resize["max_size"])]
+        return []
 
     def param_groups(self, cfg: CfgNode, model: nn.Module) -> list[dict]:
         """detectron2's groups, in which the bias of a norm counts as norm, not as bias, for rate and weight decay.
@@ -89,9 +88,10 @@ class CenterXRecipe:
             weight_decay=solver.WEIGHT_DECAY,
             weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         ):
-            rest = [parameter for parameter in group["params"] if id(parameter) not in biases]
-            found = [parameter for parameter in group["params"] if id(parameter) in biases]
-            groups += [{**group, "params": rest}] * bool(rest) + [{**group, **own, "params": found}] * bool(found)
+            others = [parameter for parameter in group["params"] if id(parameter) not in biases]
+            its_biases = [parameter for parameter in group["params"] if id(parameter) in biases]
+            groups += [{**group, "params": others}] if others else []
+            groups += [{**group, **own, "params": its_biases}] if its_biases else []
         return scale_backbone_rates(
             groups, model, "backbone.bottom_up", factor=solver.BACKBONE_LR_FACTOR, layer_decay=solver.LAYER_DECAY
         )
@@ -101,23 +101,13 @@ class CenterXRecipe:
         return weight_hooks(cfg, model, "backbone.bottom_up")
 
 
-def _resize(cfg: CfgNode) -> str:
-    if cfg.INPUT.CENTERX.RESIZE not in RESIZES:
-        raise ValueError(f"INPUT.CENTERX.RESIZE '{cfg.INPUT.CENTERX.RESIZE}' is not one of {', '.join(RESIZES)}")
-    return cfg.INPUT.CENTERX.RESIZE
-
-
-def _fit(cfg: CfgNode) -> FitInto:
-    node = cfg.INPUT.CENTERX
-    return FitInto(node.SIZE, rounding=node.FIT_ROUNDING, interpolation=node.FIT_RESAMPLING)
-
-
 def _train_resize(cfg: CfgNode) -> list[T.Augmentation]:
-    node, kind = cfg.INPUT.CENTERX, _resize(cfg)
+    node, kind = cfg.INPUT.CENTERX, cfg.INPUT.CENTERX.RESIZE
+    require_choice("INPUT.CENTERX.RESIZE", kind, RESIZES)
     if kind == "fixed":
         return [Resize(node.SIZE, fast=cfg.INPUT.FAST_RESIZE)]
     if kind == "fit":
-        return [_fit(cfg)]
+        return [FitInto(node.SIZE, rounding=node.FIT_ROUNDING, interpolation=node.FIT_RESAMPLING)]
     if kind == "center_affine":
         return [
             CenterAffine(node.SIZE, scale_range=node.AFFINE_SCALE, border=node.AFFINE_BORDER, fill=cfg.MODEL.PIXEL_MEAN)

@@ -1,14 +1,33 @@
-"""The largest size that fits into a rectangle, at the image's own proportions."""
+"""The resize of evaluation, and the largest size that fits into a rectangle at the image's own proportions."""
 
-import cv2
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import Transform
 from PIL import Image
 
-from d2x.deploy.resize import INTERPOLATIONS, fitted_size, resize_image
+from d2x.deploy.resize import INTERPOLATIONS, fitted_size, resize_image, shortest_edge
+from d2x.errors import require_choice
 
+RESIZES = ("shortest_edge", "fixed", "fit", "center_affine", "none")
 ROUNDINGS = ("nearest", "down")
+
+
+def test_resize(cfg: CfgNode) -> dict:
+    """The resize of evaluation that belongs to ``INPUT.CENTERX.RESIZE``, as ``d2x.deploy.resize`` describes it.
+
+    "none" when ``INPUT.MIN_SIZE_TEST`` is 0 with "shortest_edge".
+
+    Raises:
+        ValueError: unknown ``INPUT.CENTERX.RESIZE``.
+    """
+    node = cfg.INPUT.CENTERX
+    require_choice("INPUT.CENTERX.RESIZE", node.RESIZE, RESIZES)
+    if node.RESIZE == "fixed":
+        return {"kind": "fixed", "size": list(node.SIZE), "interpolation": "bilinear"}
+    if node.RESIZE in ("fit", "center_affine"):
+        rules = {"rounding": node.FIT_ROUNDING, "interpolation": node.FIT_RESAMPLING}
+        return {"kind": "fit", "size": list(node.SIZE), **rules}
+    return shortest_edge(0 if node.RESIZE == "none" else cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
 class FitInto(T.Augmentation):
@@ -27,15 +46,12 @@ class FitInto(T.Augmentation):
 
     def __init__(self, size: tuple[int, int], *, rounding: str = "nearest", interpolation: str = "bilinear"):
         super().__init__()
-        if rounding not in ROUNDINGS:
-            raise ValueError(f"INPUT.CENTERX.FIT_ROUNDING '{rounding}' is not one of {', '.join(ROUNDINGS)}")
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"INPUT.CENTERX.FIT_RESAMPLING '{interpolation}' is not one of {', '.join(INTERPOLATIONS)}"
-            )
-        self.size, self.rounding, self.interpolation = tuple(size), rounding, interpolation
+        require_choice("INPUT.CENTERX.FIT_ROUNDING", rounding, ROUNDINGS)
+        require_choice("INPUT.CENTERX.FIT_RESAMPLING", interpolation, INTERPOLATIONS)
+        self.size, self.rounding, self.interpolation = size, rounding, interpolation
 
-    def get_transform(self, image: np.ndarray) -> Transform:
+    # detectron2 reads the names of the arguments, while its base class declares any
+    def get_transform(self, image: np.ndarray) -> T.Transform:  # pyright: ignore[reportIncompatibleMethodOverride]
         height, width = image.shape[:2]
         new = fitted_size((height, width), self.size, self.rounding)
         if self.interpolation == "bilinear":
@@ -43,8 +59,8 @@ class FitInto(T.Augmentation):
         return OpenCVResize((height, width), new, self.interpolation)
 
 
-class OpenCVResize(Transform):
-    """OpenCV's resize of an image.
+class OpenCVResize(T.ResizeTransform):
+    """detectron2's resize with OpenCV's pixels: without anti-aliasing unless "opencv_area".
 
     Args:
         old, new: (height, width) px.
@@ -52,18 +68,10 @@ class OpenCVResize(Transform):
     """
 
     def __init__(self, old: tuple[int, int], new: tuple[int, int], interpolation: str):
-        super().__init__()
-        self.old, self.new, self.interpolation = old, new, interpolation
+        super().__init__(*old, *new)
+        self.new, self.interpolation = new, interpolation
 
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
-        resized = resize_image(img, self.new, self.interpolation)
-        return resized if resized.ndim == img.ndim else resized[..., None]
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return cv2.resize(segmentation, self.new[::-1], interpolation=cv2.INTER_NEAREST)
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        return coords * np.array([self.new[1] / self.old[1], self.new[0] / self.old[0]])
-
-    def inverse(self) -> "OpenCVResize":
-        return OpenCVResize(self.new, self.old, self.interpolation)
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        if interp is not None:  # of a segmentation
+            return super().apply_image(img, interp)
+        return resize_image(img, self.new, self.interpolation)

@@ -1,4 +1,4 @@
-"""Boxes to training targets, for a whole batch at once and on its device."""
+"""Training targets from boxes, for a whole batch at once and on its device."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""From the backbone's coarsest feature to the output stride, a factor of 2 a stage."""
+"""Up-sampling neck: from the backbone's coarsest feature to the output stride, a factor of 2 a stage."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,8 @@ from detectron2.layers import ShapeSpec, get_norm
 from torch import Tensor, nn
 
 from centerx.deform_conv import SelfDeformConv
+from centerx.features import finest_first
+from d2x.errors import require_choice
 
 
 class SeparableConv(nn.Sequential):
@@ -31,6 +33,22 @@ UPSAMPLERS = ("transposed", "depthwise", "bilinear")
 INITS = ("bilinear", "bilinear_to_first_channel", "random")
 
 
+def make_conv(kind: str, in_channels: int, out_channels: int) -> nn.Module:
+    """A convolution of ``MODEL.CENTERNET.NECK.CONV``, a key of ``CONVS``."""
+    require_choice("MODEL.CENTERNET.NECK.CONV", kind, CONVS)
+    return CONVS[kind](in_channels, out_channels)
+
+
+def make_norm(kind: str, channels: int) -> nn.Module:
+    """A detectron2 norm by its name; "" for none."""
+    return get_norm(kind, channels) or nn.Identity()
+
+
+def make_projection(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:
+    """1x1 convolution and norm, of a backbone's feature to a neck's width."""
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), make_norm(norm, out_channels))
+
+
 def bilinear_kernel(size: int) -> Tensor:
     """(size, size) kernel with which a transposed convolution of stride 2 interpolates bilinearly."""
     factor = math.ceil(size / 2)
@@ -49,12 +67,10 @@ def make_upsampler(kind: str, channels: int, kernel: int, init: str) -> nn.Modul
     """
     if kind == "bilinear":
         return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-    if kind not in UPSAMPLERS:
-        raise ValueError(f"MODEL.CENTERNET.NECK.UP '{kind}' is not one of {', '.join(UPSAMPLERS)}")
+    require_choice("MODEL.CENTERNET.NECK.UP", kind, UPSAMPLERS)
+    require_choice("MODEL.CENTERNET.NECK.UP_INIT", init, INITS)
     if kernel not in (2, 3, 4):
         raise ValueError(f"MODEL.CENTERNET.NECK.UP_KERNEL must be 2, 3 or 4, got {kernel}")
-    if init not in INITS:
-        raise ValueError(f"MODEL.CENTERNET.NECK.UP_INIT '{init}' is not one of {', '.join(INITS)}")
     groups = channels if kind == "depthwise" else 1
     layer = nn.ConvTranspose2d(
         channels,
@@ -99,17 +115,11 @@ class UpsampleStage(nn.Module):
         skip_channels: int = 0,
     ):
         super().__init__()
-        if conv not in CONVS:
-            raise ValueError(f"MODEL.CENTERNET.NECK.CONV '{conv}' is not one of {', '.join(CONVS)}")
-        self.conv = CONVS[conv](in_channels, out_channels)
-        self.conv_norm = get_norm(norm, out_channels) or nn.Identity()
+        self.conv = make_conv(conv, in_channels, out_channels)
+        self.conv_norm = make_norm(norm, out_channels)
         self.up = make_upsampler(up, out_channels, up_kernel, up_init)
-        self.up_norm = get_norm(norm, out_channels) or nn.Identity()
-        self.skip = None
-        if skip_channels:
-            self.skip = nn.Sequential(
-                nn.Conv2d(skip_channels, out_channels, 1, bias=False), get_norm(norm, out_channels) or nn.Identity()
-            )
+        self.up_norm = make_norm(norm, out_channels)
+        self.skip = make_projection(skip_channels, out_channels, norm) if skip_channels else None
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """(N, C_in, H, W), and (N, C_skip, 2H, 2W) if the stage has a skip -> (N, C_out, 2H, 2W)."""
@@ -148,7 +158,7 @@ class UpsampleNeck(nn.Module):
         **stage,
     ):
         super().__init__()
-        by_stride = {spec.stride: name for name, spec in input_shape.items()}  # of equal strides the last
+        by_stride = {feature.stride: feature for feature in finest_first(input_shape)}  # of equal strides the last
         coarsest = max(by_stride)
         ratio = coarsest / output_stride
         steps = round(math.log2(ratio)) if ratio >= 1 else -1
@@ -162,14 +172,13 @@ class UpsampleNeck(nn.Module):
                 f"MODEL.CENTERNET.NECK.CHANNELS has {len(channels)} entries, but stride {coarsest} to {output_stride}"
                 f" takes {steps} stages"
             )
-        self.in_feature = by_stride[coarsest]
-        self.out_channels = input_shape[self.in_feature].channels
+        self.in_feature, self.out_channels, _ = by_stride[coarsest]
         self.skip_features: list[str | None] = []
         stages = []
         for step, width in enumerate(channels[len(channels) - steps :]):
             feature = by_stride.get(coarsest // 2 ** (step + 1)) if skip else None
-            self.skip_features.append(feature)
-            skip_channels = input_shape[feature].channels if feature else 0
+            self.skip_features.append(feature.name if feature else None)
+            skip_channels = feature.channels if feature else 0
             kernel = up_kernel if isinstance(up_kernel, int) else up_kernel[step]
             stages.append(
                 UpsampleStage(self.out_channels, width, skip_channels=skip_channels, up_kernel=kernel, **stage)

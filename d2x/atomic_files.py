@@ -1,13 +1,14 @@
 """Atomic writes: files and folders that are there complete or not at all, and the folder where they are cached."""
 
 import contextlib
+import glob
 import io
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,19 +52,19 @@ class atomic_write:
             if kind is None and failure is None:
                 self._file.flush()
                 os.fsync(self._file.fileno())
-        except OSError as found:
-            failure = found
+        except OSError as later:
+            failure = later
         try:
             self._file.close()
-        except OSError as found:  # close writes what flush could not
-            failure = failure or found
+        except OSError as later:  # close writes what flush could not
+            failure = failure or later
         if kind is None and failure is None:
             try:
                 os.replace(self._temporary, self._path)
                 fsync_folder(os.path.dirname(self._path))
                 return
-            except OSError as found:
-                failure = found
+            except OSError as later:
+                failure = later
         with contextlib.suppress(OSError):
             os.unlink(self._temporary)
         if failure is not None:
@@ -81,25 +82,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         file.write(text.encode())
 
 
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Context manager: a temporary name for writers that want no file object; it becomes ``path`` at the end.
-
-    Makes the folder if needed; on an error what was written is removed.
-    """
+def atomic_cache_write(path: Path) -> atomic_write:
+    """``atomic_write`` into a cache: makes the folder, and removes what killed writers of the file have left there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path.parent, f".{path.name}-")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    try:
-        yield Path(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    remove_abandoned(path.parent.glob(f"{glob.escape(path.name)}.*.tmp"))
+    return atomic_write(path)
 
 
 @contextlib.contextmanager
@@ -113,7 +100,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             never a part of either is under the name. False: one that is there by then, from another process, stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path.parent, f".{path.name}-")
+    remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}-*"))
     draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
         yield draft
@@ -140,11 +127,11 @@ def _exchange(path: Path, draft: Path, aside: Path) -> None:
         raise
 
 
-def remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove files and folders of this prefix that have not changed for a day: their writers were killed."""
-    for entry in folder.iterdir():
+def remove_abandoned(entries: Iterable[Path]) -> None:
+    """Remove those files and folders that have not changed for a day: their writers were killed."""
+    for entry in entries:
         with contextlib.suppress(OSError):
-            if entry.name.startswith(prefix) and time.time() - entry.stat().st_mtime > ABANDONED:
+            if time.time() - entry.stat().st_mtime > ABANDONED:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 

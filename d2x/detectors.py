@@ -1,4 +1,4 @@
-"""Which detectors there are, and what the trainer, the tools and the exporter ask of each.
+"""Registry of detectors: what the trainer, the tools and the exporter ask of each.
 
 ``register_detector`` is all that a new detector needs: no file of this project changes. Its package is found by an
 entry point, ``--plugin`` or the config key ``PLUGINS`` (``d2x.config.plugins``).
@@ -17,13 +17,12 @@ from d2x.config.keys import declare_keys
 
 
 class Recipe(Protocol):
-    """How a detector is trained: a module, or any object, with these names.
+    """How a detector is trained: a module, or any object, with these names."""
 
-    Attributes:
-        CLASS_COUNT_KEY: the config key of the class count, whose 0 stands for the data set's.
-    """
-
-    CLASS_COUNT_KEY: str
+    @property
+    def CLASS_COUNT_KEY(self) -> str:
+        """The config key of the class count, whose 0 stands for the data set's."""
+        ...
 
     def train_augmentations(self, cfg: CfgNode) -> list[Augmentation]:
         """detectron2 augmentations, in order."""
@@ -43,13 +42,12 @@ class Recipe(Protocol):
 
 
 class Deployment(Protocol):
-    """How a detector is exported: a module, or any object, with these names.
+    """How a detector is exported: a module, or any object, with these names."""
 
-    Attributes:
-        FORMS: the forms it can give, keys of ``d2x.deploy.manifest.OUTPUTS``; the first is the default.
-    """
-
-    FORMS: Sequence[str]
+    @property
+    def FORMS(self) -> Sequence[str]:
+        """The forms it can give, keys of ``d2x.deploy.manifest.OUTPUTS``; the first is the default."""
+        ...
 
     def build_graph(self, model: Any, form: str) -> Any:
         """A ``d2x.deploy.graph.DetectionGraph`` on the detector in evaluation mode."""
@@ -115,7 +113,7 @@ def get_deployment(name: str) -> Deployment:
     """
     deployment = _get(name).deployment
     if deployment is None:
-        known = ", ".join(sorted(other for other, one in _DETECTORS.items() if one.deployment is not None))
+        known = ", ".join(sorted(other for other, detector in _DETECTORS.items() if detector.deployment is not None))
         raise ValueError(f"MODEL.META_ARCHITECTURE '{name}' cannot be exported; these can: {known}")
     return deployment
 

@@ -1,10 +1,10 @@
-"""User errors as one line instead of a traceback."""
+"""User errors as one line instead of a traceback, and the check of a key's choices."""
 
 import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch.distributed as dist
 
@@ -14,6 +14,13 @@ LOST = re.compile(
 )
 LONGEST = 1000  # characters of a message; what is wrong may itself be long, and stands at the end
 DEAD_WORKER = "DataLoader worker"  # how torch's message about one begins
+
+
+def require_choice(key: str, value: object, choices: Iterable[str]) -> None:
+    """Raises ``ValueError`` that names a config key, unless its value is one of the choices."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{key} '{value}' is not one of {', '.join(choices)}")
 
 
 @contextlib.contextmanager

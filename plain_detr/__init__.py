@@ -1,5 +1,10 @@
 """Plain-DETR for detectron2: importing the package registers the detector."""
 
+from d2x import missing_detectron2
+
+if message := missing_detectron2(__name__):
+    raise ImportError(message)
+
 import d2x.backbones  # noqa: F401  (registers them)
 from d2x.detectors import register_detector
 from plain_detr import export, recipe

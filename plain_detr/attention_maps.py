@@ -59,13 +59,15 @@ def query_attention(
     if any(not 0 <= query < total for query in queries):
         raise ValueError(f"queries {list(queries)}: the model has {total} (0 to {total - 1})")
     index = torch.as_tensor(list(queries), device=scores.device) if queries else scores.topk(min(count, total)).indices
-    maps = [model.attention_weights(image, layer=layer, with_bias=bias)[:, index].mean(0) for bias in (True, False)]
+    with_bias, without_bias = (
+        model.attention_weights(image, layer=layer, with_bias=bias)[:, index].mean(0).cpu() for bias in (True, False)
+    )
     height, width = image.shape[1:]
     extent = scores.new_tensor([width, height])
     boxes = cxcywh_to_xyxy(model.coder.to_pixels(last.boxes[0, index], extent))
     boxes = torch.minimum(boxes.clamp(min=0), extent.repeat(2))
-    found = QueryAttention(index, boxes, scores[index], classes[index], *maps, model.proposals.stride)
-    return QueryAttention(*(part.cpu() if isinstance(part, Tensor) else part for part in found))
+    index, boxes, scores, classes = (part.cpu() for part in (index, boxes, scores[index], classes[index]))
+    return QueryAttention(index, boxes, scores, classes, with_bias, without_bias, model.proposals.stride)
 
 
 def draw_attention(image: np.ndarray, attention: Tensor, box: Tensor, *, stride: int, scale: float = 1.0) -> np.ndarray:

@@ -100,6 +100,17 @@ class BoxCoder:
         """
         raise NotImplementedError
 
+    def _squares(
+        self, levels: Sequence[FeatureGrid], centres: list[Tensor], low: Tensor | float, high: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
+        """``anchors`` from the centres (N, S, 2) of every level and the limits of all four numbers, coder space."""
+        boxes, valid = [], []
+        for index, (level, centre) in enumerate(zip(levels, centres)):
+            box = torch.cat([centre, torch.full_like(centre, self.anchor_size * 2**index)], dim=-1)
+            boxes.append(box)
+            valid.append(((box > low) & (box < high)).all(-1) & ~level.padding(box.device).flatten(1))
+        return torch.cat(boxes, dim=1), torch.cat(valid, dim=1)
+
     def released_invalid_anchors(self, levels: Sequence[FeatureGrid]) -> float:
         """What the released code writes into all four numbers of an invalid anchor."""
         raise NotImplementedError
@@ -139,14 +150,8 @@ class SigmoidCoder(BoxCoder):
         return grid.extent_wh(device)
 
     def anchors(self, levels, device):
-        boxes, valid = [], []
-        for index, level in enumerate(levels):
-            centre = cell_centres(level, device) / level.extent_wh(device).clamp(min=1)  # (N, S, 2)
-            size = torch.full_like(centre, self.anchor_size * 2**index)
-            boxes.append(torch.cat([centre, size], dim=-1))
-            inside = ((boxes[-1] > BORDER) & (boxes[-1] < 1 - BORDER)).all(-1)
-            valid.append(inside & ~level.padding(device).flatten(1))
-        return torch.cat(boxes, dim=1), torch.cat(valid, dim=1)
+        centres = [cell_centres(level, device) / level.extent_wh(device).clamp(min=1) for level in levels]
+        return self._squares(levels, centres, BORDER, 1 - BORDER)
 
     def released_invalid_anchors(self, levels):
         return 1.0
@@ -183,17 +188,9 @@ class DeltaCoder(BoxCoder):
         return levels[0].extent_wh(device)
 
     def anchors(self, levels, device):
-        extent = levels[0].extent_wh(device)
-        extent = torch.cat([extent, extent], dim=-1)  # (N, 1, 4)
-        boxes, valid = [], []
-        for index, level in enumerate(levels):
-            centre = cell_centres(level, device)
-            size = torch.full_like(centre, self.anchor_size * 2**index)
-            one = torch.cat([centre, size], dim=-1)  # (1, S, 4)
-            inside = ((one > BORDER * extent) & (one < (1 - BORDER) * extent)).all(-1)
-            boxes.append(one.expand(extent.shape[0], -1, -1))
-            valid.append(inside & ~level.padding(device).flatten(1))
-        return torch.cat(boxes, dim=1), torch.cat(valid, dim=1)
+        extent = levels[0].extent_wh(device).repeat(1, 1, 2)  # (N, 1, 4)
+        centres = [cell_centres(level, device).expand(extent.shape[0], -1, -1) for level in levels]
+        return self._squares(levels, centres, BORDER * extent, (1 - BORDER) * extent)
 
     def released_invalid_anchors(self, levels):
         return float(max(levels[0].hw) * levels[0].stride)

@@ -3,17 +3,20 @@
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
+from d2x.backbones.base import arguments
 from plain_detr.box_coder import BOX_CODERS, BoxCoder
-from plain_detr.criterion import LossWeights, SetCriterion
+from plain_detr.criterion import SetCriterion
 from plain_detr.decoder import Decoder
 from plain_detr.decoder_layer import CrossAttention, DecoderLayer
 from plain_detr.encoder import Encoder
 from plain_detr.hybrid import QueryGroups
-from plain_detr.matcher import CostWeights, HungarianMatcher
+from plain_detr.matcher import HungarianMatcher
+from plain_detr.modulation.base import Modulation
 from plain_detr.modulation.box_rpb import BoxRPB
 from plain_detr.prediction_head import PredictionHead
 from plain_detr.proposals import Proposals, QueryInitializer
 from plain_detr.rescale import InputProjection, rescale
+from plain_detr.set_losses import LossWeights
 
 
 def build_parts(cfg: CfgNode) -> dict:
@@ -29,8 +32,9 @@ def build_parts(cfg: CfgNode) -> dict:
         raise ValueError(
             f"MODEL.PLAIN_DETR.IN_FEATURE '{node.IN_FEATURE}' is not an output of the backbone: {', '.join(shapes)}"
         )
-    shape = shapes[node.IN_FEATURE]
-    upsample = rescale(shape.channels, shape.stride, node.FEATURE_STRIDE, halve=True)
+    channels, stride = shapes[node.IN_FEATURE].channels, shapes[node.IN_FEATURE].stride
+    assert channels is not None and stride is not None, "every backbone says what it gives"
+    upsample = rescale(channels, stride, node.FEATURE_STRIDE, halve=True)
     coder = _choice("BOX_CODER", BOX_CODERS, node.BOX_CODER)(
         **({"anchor_size": node.PROPOSALS.ANCHOR_SIZE} if node.PROPOSALS.ANCHOR_SIZE else {})
     )
@@ -70,7 +74,7 @@ def build_parts(cfg: CfgNode) -> dict:
         "batch_independent": node.BATCH_INDEPENDENT,
         "valid_area": node.VALID_AREA,
         "pad_multiple": node.PAD_MULTIPLE,
-        "variant": _variant(node),
+        "weight_settings": _weight_settings(node),
     }
 
 
@@ -80,7 +84,7 @@ def _choice(key: str, choices: dict, value: str):
     return choices[value]
 
 
-def _variant(node: CfgNode) -> dict[str, str]:
+def _weight_settings(node: CfgNode) -> dict[str, str]:
     settings = {
         "BOX_CODER": node.BOX_CODER,
         "POSITION_ENCODING": node.POSITION_ENCODING,
@@ -94,47 +98,35 @@ def _variant(node: CfgNode) -> dict[str, str]:
     return {key: str(value) for key, value in settings.items()}
 
 
+def _layer(node: CfgNode) -> dict:
+    """What layers of encoder and decoder have in common."""
+    return {key.lower(): getattr(node, key) for key in ("HIDDEN_DIM", "NUM_HEADS", "FEEDFORWARD_DIM", "DROPOUT")}
+
+
 def _encoder(node: CfgNode) -> Encoder | None:
     if not node.ENCODER.LAYERS:
         return None
     return Encoder(
-        num_layers=node.ENCODER.LAYERS,
-        window=node.ENCODER.WINDOW,
-        norm_first=node.ENCODER.NORM_FIRST,
-        hidden_dim=node.HIDDEN_DIM,
-        num_heads=node.NUM_HEADS,
-        feedforward_dim=node.FEEDFORWARD_DIM,
-        dropout=node.DROPOUT,
+        num_layers=node.ENCODER.LAYERS, window=node.ENCODER.WINDOW, norm_first=node.ENCODER.NORM_FIRST, **_layer(node)
     )
+
+
+def _modulation(node: CfgNode) -> Modulation | None:
+    """What a query's box adds to its cross-attention."""
+    options = arguments(node.BOX_RPB)
+    axial = _choice("BOX_RPB.KIND", {"none": None, "axial": True, "full": False}, options.pop("kind"))
+    return None if axial is None else BoxRPB(num_heads=node.NUM_HEADS, axial=axial, **options)
 
 
 def _decoder(node: CfgNode, coder: BoxCoder) -> Decoder:
-    axial = _choice("BOX_RPB.KIND", {"none": None, "axial": True, "full": False}, node.BOX_RPB.KIND)
-    box_rpb = None
-    if axial is not None:
-        box_rpb = BoxRPB(
-            num_heads=node.NUM_HEADS,
-            hidden_dim=node.BOX_RPB.HIDDEN_DIM,
-            offsets=node.BOX_RPB.OFFSETS,
-            axial=axial,
-            corners=node.BOX_RPB.CORNERS,
-            slope=node.BOX_RPB.SLOPE,
-        )
     cross_attention = CrossAttention(
         hidden_dim=node.HIDDEN_DIM,
         num_heads=node.NUM_HEADS,
-        box_rpb=box_rpb,
+        box_rpb=_modulation(node),
         padding_value=node.PADDING_LOGIT,
         implementation=node.ATTENTION,
     )
-    layer = DecoderLayer(
-        hidden_dim=node.HIDDEN_DIM,
-        num_heads=node.NUM_HEADS,
-        feedforward_dim=node.FEEDFORWARD_DIM,
-        cross_attention=cross_attention,
-        dropout=node.DROPOUT,
-        norm_first=node.NORM_FIRST,
-    )
+    layer = DecoderLayer(cross_attention=cross_attention, norm_first=node.NORM_FIRST, **_layer(node))
     heads = [
         PredictionHead(hidden_dim=node.HIDDEN_DIM, num_classes=node.NUM_CLASSES) for _ in range(node.DECODER_LAYERS)
     ]
@@ -151,7 +143,7 @@ def _decoder(node: CfgNode, coder: BoxCoder) -> Decoder:
 def _criterion(node: CfgNode, coder: BoxCoder) -> SetCriterion:
     matcher = HungarianMatcher(
         coder=coder,
-        cost=CostWeights(node.MATCHER.CLASS_COST, node.MATCHER.BOX_COST, node.MATCHER.GIOU_COST),
+        cost=LossWeights(node.MATCHER.CLASS_COST, node.MATCHER.BOX_COST, node.MATCHER.GIOU_COST),
         alpha=node.MATCHER.FOCAL_ALPHA,
         gamma=node.MATCHER.FOCAL_GAMMA,
         released_pairing=node.RELEASED_PAIRING,

@@ -201,5 +201,5 @@ def _join_bias(state: dict[str, Tensor], name: str) -> None:
 
 def _last_head(state: dict[str, Tensor], reverse: bool) -> int:
     pattern = r"^decoder\.heads\.(\d+)\." if reverse else r"(?:^|\.)class_embed\.(\d+)\."
-    numbers = [int(found.group(1)) for found in (re.search(pattern, name) for name in state) if found]
+    numbers = [int(match[1]) for match in (re.search(pattern, name) for name in state) if match]
     return max(numbers, default=-1) + (1 if reverse else 0)

@@ -1,8 +1,8 @@
-"""Weights remember which variant of the detector they are of, and are refused by another.
+"""Settings that give weights their meaning: kept in every checkpoint, compared when it is loaded.
 
-Most variants have the same parameters: a checkpoint that was trained with one box coder loads into a model with the
-other, and detects nothing. So every state dict carries the settings that give weights their meaning, in the metadata
-that ``torch.save`` keeps beside the tensors. Files without it (converted, or safetensors) are checked by names alone.
+Detectors of other settings mostly have the same parameters: a checkpoint that was trained with one box coder loads into
+a model with the other, and detects nothing. The settings lie in the metadata that ``torch.save`` keeps beside the
+tensors. Files without it (converted, or safetensors) are checked by names alone.
 """
 
 import re
@@ -11,11 +11,11 @@ from torch import nn
 
 METADATA_KEY = "plain_detr_variant"
 
-# Parts whose names follow from the variant. Class layers may be left out on purpose.
+# Parts whose names follow from the settings. Class layers may be left out on purpose.
 _STRUCTURE = re.compile(r"^(decoder|encoder|proposals)\.(?!.*\.class_logits\.)")
 
 
-def remember_variant(model: nn.Module, settings: dict[str, str]) -> None:
+def remember_settings(model: nn.Module, settings: dict[str, str]) -> None:
     """Write ``settings`` into every state dict of ``model`` and compare those of every state dict it loads.
 
     Args:
@@ -30,17 +30,17 @@ def remember_variant(model: nn.Module, settings: dict[str, str]) -> None:
         local_metadata[METADATA_KEY] = dict(settings)
 
     def check(module, state, prefix, local_metadata, *_):
-        theirs = local_metadata.get(METADATA_KEY, {})
-        other = [f"{key} {theirs[key]}, not {ours}" for key, ours in settings.items() if theirs.get(key, ours) != ours]
+        saved = local_metadata.get(METADATA_KEY, {})
+        other = [f"{key} {saved[key]}, not {mine}" for key, mine in settings.items() if saved.get(key, mine) != mine]
         if other:
             raise ValueError(f"checkpoint of another variant of Plain-DETR: it has MODEL.PLAIN_DETR.{'; '.join(other)}")
-        found = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
-        found = set(filter(_STRUCTURE.match, found))
-        if not any(name.startswith("decoder.layers.") for name in found):
+        theirs = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+        theirs = set(filter(_STRUCTURE.match, theirs))
+        if not any(name.startswith("decoder.layers.") for name in theirs):
             return  # a backbone's weights, say
-        wanted = set(filter(_STRUCTURE.match, _names(module)))
-        if found != wanted:
-            missing, unknown = sorted(wanted - found), sorted(found - wanted)
+        ours = set(filter(_STRUCTURE.match, _names(module)))
+        if theirs != ours:
+            missing, unknown = sorted(ours - theirs), sorted(theirs - ours)
             parts = [f"lacks {len(missing)} tensors such as {missing[0]}"] if missing else []
             parts += [f"has {len(unknown)} that the model has not, such as {unknown[0]}"] if unknown else []
             raise ValueError(f"checkpoint of another variant of Plain-DETR: it {' and '.join(parts)}")

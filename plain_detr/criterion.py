@@ -1,7 +1,6 @@
 """The training loss: match and score every decoder layer, the proposals, and both query groups."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,15 +10,7 @@ from plain_detr.box_coder import BoxCoder
 from plain_detr.hybrid import MatchTask
 from plain_detr.matcher import HungarianMatcher
 from plain_detr.predictions import BoxSetPrediction, Matches, SetTargets
-from plain_detr.set_losses import box_losses, class_loss, error_rates
-
-
-class LossWeights(NamedTuple):
-    """Weights of the parts of the loss; the box part is L1 in the coder's terms."""
-
-    classification: float = 2.0
-    box: float = 5.0
-    giou: float = 2.0
+from plain_detr.set_losses import LossWeights, box_losses, class_loss, error_rates
 
 
 class SetCriterion:
@@ -88,4 +79,5 @@ class SetCriterion:
 
 
 def _float(prediction: BoxSetPrediction) -> BoxSetPrediction:
-    return BoxSetPrediction(*(part.float() for part in prediction[:4]), prediction.valid)
+    logits, boxes, raw, reference = (part.float() for part in prediction[:4])
+    return BoxSetPrediction(logits, boxes, raw, reference, prediction.valid)

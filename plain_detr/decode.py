@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.structures import Boxes, Instances
+from torch import Tensor
 
 from plain_detr.box_coder import BoxCoder, cxcywh_to_xyxy
 from plain_detr.padding import Size, sizes_wh
@@ -26,16 +27,32 @@ def decode(
         One ``Instances`` an image with ``pred_boxes`` (xyxy, pixels of the network input), ``scores`` descending in
         (0, 1), and ``pred_classes`` int64.
     """
-    scores = prediction.logits.float().sigmoid().flatten(1)
+    topk = min(topk, prediction.logits[0].numel())
+    extent = sizes_wh(image_sizes, prediction.boxes.device)
+    decoded = best_pairs(prediction, extent, coder=coder, topk=topk, clip=clip)
+    return [
+        Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+        for size, boxes, scores, classes in zip(image_sizes, *decoded)
+    ]
+
+
+def best_pairs(
+    prediction: BoxSetPrediction, extent: Tensor, *, coder: BoxCoder, topk: int, clip: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``decode`` on tensors, which an exported graph holds as it is.
+
+    Args:
+        extent: (N, 1, 2), (width, height) of each image in pixels.
+        topk: D, at most the pairs there are.
+
+    Returns:
+        Boxes (N, D, 4), scores (N, D) and classes (N, D).
+    """
     num_classes = prediction.logits.shape[-1]
-    scores, index = scores.topk(min(topk, scores.shape[1]), dim=1)
-    query, classes = index.div(num_classes, rounding_mode="floor"), index % num_classes
+    scores, index = prediction.logits.float().sigmoid().flatten(1).topk(topk, dim=1)
+    query = index // num_classes
     boxes = prediction.boxes.float().gather(1, query[..., None].expand(-1, -1, 4))
-    extent = sizes_wh(image_sizes, boxes.device)
     boxes = cxcywh_to_xyxy(coder.to_pixels(boxes, extent))
     if clip:
-        boxes = torch.minimum(boxes.clamp(min=0), torch.cat([extent, extent], dim=-1))
-    return [
-        Instances(tuple(size), pred_boxes=Boxes(one), scores=score, pred_classes=label)
-        for size, one, score, label in zip(image_sizes, boxes, scores, classes)
-    ]
+        boxes = torch.minimum(boxes.clamp(min=0), extent.repeat(1, 1, 2))
+    return boxes, scores, index - query * num_classes  # not %, which exporters make more of

@@ -69,9 +69,12 @@ class Decoder(nn.Module):
         self.final_norm = nn.LayerNorm(hidden_dim) if layer.norm_first else nn.Identity()
         self.coder = coder
         self.look_forward_twice, self.activation_checkpoint = look_forward_twice, activation_checkpoint
-        for one in self.layers:
-            init_transformer_linears(one, init_std)
-            nn.init.xavier_uniform_(one.self_attention.in_proj_weight)
+        for layer in self._layers():
+            init_transformer_linears(layer, init_std)
+            nn.init.xavier_uniform_(layer.self_attention.in_proj_weight)
+
+    def _layers(self) -> list[DecoderLayer]:
+        return list(self.layers)  # pyright: ignore[reportReturnType]  a ModuleList forgets what its modules are
 
     def forward(self, inputs: DecoderInputs) -> list[BoxSetPrediction]:
         """One prediction a layer."""
@@ -86,7 +89,7 @@ class Decoder(nn.Module):
             with_bias: False leaves the bias by box out of this layer's logits, and of no other's.
         """
         layer_inputs, _ = self._run(inputs)[layer]
-        return self.layers[layer].cross_attention_weights(layer_inputs, with_bias=with_bias)
+        return self._layers()[layer].cross_attention_weights(layer_inputs, with_bias=with_bias)
 
     def _run(self, inputs: DecoderInputs) -> list[tuple[LayerInputs, BoxSetPrediction]]:
         """Every layer's inputs and its prediction."""

@@ -9,27 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plain_detr.attention.biased import attention_weights, biased_attention, check_implementation
-from plain_detr.modulation.box_rpb import AttentionBias, BoxRPB
+from plain_detr.modulation.base import AttentionBias, Modulation
 
 RELEASED_INIT_STD = 0.02  # of linear weights, whatever the width
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(nn.MultiheadAttention):
     """Multi-head self-attention inside each group of queries; groups do not see each other.
 
-    Running the groups one by one equals a mask between them, at the cost of the squares of their sizes. Parameters
-    are named and started as in ``nn.MultiheadAttention``.
+    Running the groups one by one equals a mask between them, at the cost of the squares of their sizes.
     """
 
     def __init__(self, *, hidden_dim: int, num_heads: int, dropout: float = 0.0):
-        super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden_dim))
-        self.out_proj = nn.Linear(hidden_dim, hidden_dim)
-        nn.init.xavier_uniform_(self.in_proj_weight)
+        super().__init__(hidden_dim, num_heads, dropout=dropout, batch_first=True)
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Tensor, position: Tensor, groups: Sequence[int] | None = None, padding: Tensor | None = None
     ) -> Tensor:
         """Attend within groups.
@@ -38,24 +32,13 @@ class SelfAttention(nn.Module):
             x: (N, Q, C), the values; queries and keys are ``x + position``.
             position: (N, Q, C).
             groups: sizes that sum to Q; None is one group of all.
-            padding: (N, Q) bool, True for tokens nobody may attend to.
+            padding: (N, Q) bool, True for tokens nobody may attend to, with one group.
         """
-        channels = x.shape[-1]
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        pairs = F.linear(x + position, weight[: 2 * channels], bias[: 2 * channels])
-        values = F.linear(x, weight[2 * channels :], bias[2 * channels :])
-        q, k, v = (_heads(one, self.num_heads) for one in (*pairs.chunk(2, dim=-1), values))
-        mask = None
-        if padding is not None:
-            mask = torch.zeros(padding.shape, dtype=q.dtype, device=q.device)
-            mask = mask.masked_fill(padding, -math.inf)[:, None, None]
-        dropout = self.dropout if self.training else 0.0
-        groups = [x.shape[1]] if groups is None else list(groups)
-        attended = [
-            F.scaled_dot_product_attention(*one, attn_mask=mask, dropout_p=dropout)
-            for one in zip(*(part.split(groups, dim=2) for part in (q, k, v)))
-        ]
-        return self.out_proj(torch.cat(attended, dim=2).transpose(1, 2).flatten(2))
+        attended = []
+        for values, pairs in zip(*(part.split(groups or x.shape[1], dim=1) for part in (x, x + position))):
+            mixed, _ = super().forward(pairs, pairs, values, key_padding_mask=padding, need_weights=False)
+            attended.append(mixed)
+        return torch.cat(attended, dim=1)
 
 
 class CrossAttention(nn.Module):
@@ -63,7 +46,7 @@ class CrossAttention(nn.Module):
 
     Args:
         hidden_dim, num_heads: C and h.
-        box_rpb: the bias, or None for position by content only.
+        box_rpb: the bias by box (checkpoints have it under this name), or None for position by content only.
         padding_value: added to logits of padded cells; -inf, or -100 as the released code.
         implementation: see ``biased_attention``.
     """
@@ -73,7 +56,7 @@ class CrossAttention(nn.Module):
         *,
         hidden_dim: int,
         num_heads: int,
-        box_rpb: BoxRPB | None = None,
+        box_rpb: Modulation | None = None,
         padding_value: float = -math.inf,
         implementation: str = "auto",
     ):
@@ -113,7 +96,7 @@ class CrossAttention(nn.Module):
             (N, Q, C).
         """
         q, k, v = self._project(queries, keys, values)
-        bias = self._bias(boxes_cxcywh, hw, stride)
+        bias = self._bias(boxes_cxcywh, hw, stride, queries)
         attended = biased_attention(
             q, k, v, bias.x, bias.y, padding,
             padding_value=self.padding_value, bias=bias.full, implementation=self.implementation,
@@ -134,7 +117,7 @@ class CrossAttention(nn.Module):
     ) -> Tensor:
         """(N, h, Q, Hf, Wf) attention probabilities, for pictures; arguments as in ``forward``."""
         q, k, _ = self._project(queries, keys, keys)
-        bias = self._bias(boxes_cxcywh, hw, stride) if with_bias else AttentionBias()
+        bias = self._bias(boxes_cxcywh, hw, stride, queries) if with_bias else AttentionBias()
         weights = attention_weights(
             q, k, bias.x, bias.y, padding, padding_value=self.padding_value, bias=bias.full
         )  # fmt: skip
@@ -142,10 +125,10 @@ class CrossAttention(nn.Module):
 
     def _project(self, queries: Tensor, keys: Tensor, values: Tensor) -> list[Tensor]:
         projected = self.query(queries), self.key(keys), self.value(values)
-        return [_heads(one, self.num_heads) for one in projected]
+        return [_heads(part, self.num_heads) for part in projected]
 
-    def _bias(self, boxes_cxcywh: Tensor, hw: tuple[int, int], stride: int) -> AttentionBias:
-        return AttentionBias() if self.box_rpb is None else self.box_rpb(boxes_cxcywh, hw, stride)
+    def _bias(self, boxes_cxcywh: Tensor, hw: tuple[int, int], stride: int, queries: Tensor) -> AttentionBias:
+        return AttentionBias() if self.box_rpb is None else self.box_rpb(boxes_cxcywh, hw, stride, queries)
 
 
 class FeedForward(nn.Module):
@@ -254,22 +237,22 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def init_transformer_linears(module: nn.Module, std: float = RELEASED_INIT_STD) -> None:
-    """Weights of every linear layer inside ``module`` at random, zero biases; then the start of each BoxRPB.
+def init_transformer_linears(layer: DecoderLayer, std: float = RELEASED_INIT_STD) -> None:
+    """Weights of every linear layer of a decoder layer at random, zero biases; then its modulation's own start.
 
     Args:
         std: of a truncated normal; 0 is Xavier's uniform, which keeps the scale of what passes through whatever the
-            width. The layers of a BoxRPB, which take pixels, are normal either way.
+            width. The layers of a modulation, which take pixels, are normal either way.
     """
-    biases = [one for one in module.modules() if isinstance(one, BoxRPB)]
-    of_biases = {id(layer) for one in biases for layer in one.modules()}
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            if std or id(layer) in of_biases:
-                nn.init.trunc_normal_(layer.weight, std=std or RELEASED_INIT_STD)
+    modulation = layer.cross_attention.box_rpb
+    of_modulation = set() if modulation is None else set(modulation.modules())
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            if std or module in of_modulation:
+                nn.init.trunc_normal_(module.weight, std=std or RELEASED_INIT_STD)
             else:
-                nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    for one in biases:
-        one.reset_parameters()
+                nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if modulation is not None:
+        modulation.reset_parameters()

@@ -4,6 +4,7 @@ The plain form (every token sees every token) is what DINOv3's released detector
 windowed form, 12 layers of width 256, is what the paper's largest models use.
 """
 
+from timm.models.swin_transformer_v2 import window_partition, window_reverse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,7 +49,7 @@ class EncoderLayer(nn.Module):
         return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
 
     def _attend(self, x: Tensor, position: Tensor, padding: Tensor) -> Tensor:
-        batch, height, width, _ = x.shape
+        height, width = x.shape[1:3]
         if not self.window:
             flat = self.self_attention(x.flatten(1, 2), position.flatten(1, 2), padding=padding.flatten(1))
             return flat.unflatten(1, (height, width))
@@ -57,11 +58,13 @@ class EncoderLayer(nn.Module):
         bottom, right = -(top + height) % self.window, -(top + width) % self.window
         border = (top, right, top, bottom)
         outside = F.pad(padding, border, value=True)
-        windows = [_to_windows(F.pad(one, (0, 0, *border)), self.window) for one in (x, position.to(x.dtype))]
-        outside = _to_windows(outside[..., None], self.window)[..., 0]
+        side = (self.window, self.window)
+        tokens = (window_partition(F.pad(part, (0, 0, *border)), side) for part in (x, position.to(x.dtype)))
+        x, position = (part.flatten(1, 2) for part in tokens)
+        outside = window_partition(outside[..., None], side).flatten(1)
         outside = outside & ~outside.all(-1, keepdim=True)  # a window of padding alone attends to itself
-        rows = top + height + bottom
-        attended = _from_windows(self.self_attention(*windows, padding=outside), batch, rows, self.window)
+        attended = self.self_attention(x, position, padding=outside)
+        attended = window_reverse(attended, side, (top + height + bottom, top + width + right))
         return attended[:, top : top + height, top : top + width]
 
 
@@ -90,14 +93,3 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x = layer(x, position, padding)
         return x.permute(0, 3, 1, 2)
-
-
-def _to_windows(x: Tensor, window: int) -> Tensor:
-    """(N, H, W, C) -> (N * windows, window * window, C)."""
-    return x.unflatten(1, (-1, window)).unflatten(3, (-1, window)).transpose(2, 3).flatten(0, 2).flatten(1, 2)
-
-
-def _from_windows(x: Tensor, batch: int, rows: int, window: int) -> Tensor:
-    """Undo ``_to_windows`` for a map of ``rows`` rows."""
-    x = x.unflatten(1, (window, window)).unflatten(0, (batch, rows // window, -1))
-    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)

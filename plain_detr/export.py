@@ -6,7 +6,7 @@ input, whose size may be symbolic, gets the images' sizes as a tensor, and masks
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from d2x.deploy.graph import DetectionGraph
 from d2x.deploy.manifest import OUTPUTS, GraphFacts
 from d2x.deploy.resize import shortest_edge
-from plain_detr.box_coder import cxcywh_to_xyxy
-from plain_detr.padding import Size, resized_hw
+from plain_detr.decode import best_pairs
+from plain_detr.padding import FeatureGrid, Size, resized_hw, size_of, sizes_wh
 from plain_detr.plain_detr import Memory, PlainDETR
 from plain_detr.position_encoding import grid_code
 from plain_detr.rescale import InputProjection
 
-FORMS = ("detections",)
+FORMS: Sequence[str] = ("detections",)
 
 
 def build_graph(model: PlainDETR, form: str) -> DetectionGraph:
@@ -34,40 +34,27 @@ def test_resize(cfg: CfgNode) -> dict:
     return shortest_edge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
-class TensorGrid(NamedTuple):
-    """``FeatureGrid`` for a graph: sizes of images are tensors, and the map is not cut to them.
+class TensorGrid(FeatureGrid):
+    """``FeatureGrid`` for a graph: the map's size may be symbols, those of images are (N, 2) int64 tensors.
 
-    Attributes:
-        stride: input pixels per cell.
-        hw: (Hf, Wf) of the map, numbers or symbols.
-        valid: (N, 2) int64 (rows, columns) that hold each image.
-        extent: (N, 2) int64 (height, width) in pixels that counts as image.
+    The map is not cut to the images, so that every one's ``own`` is all of it.
     """
 
-    stride: int
-    hw: Size
-    valid: Tensor
-    extent: Tensor
-
-    def padding(self, device: torch.device) -> Tensor:
-        """(N, Hf, Wf) bool, True where there is no image."""
-        height, width = (torch.arange(side, device=device) for side in self.hw)
-        return (height >= self.valid[:, :1])[:, :, None] | (width >= self.valid[:, 1:])[:, None, :]
+    @classmethod
+    def of(cls, stride: int, hw: Size, valid: Any, extent: Any) -> "TensorGrid":
+        """From tensors, which ``FeatureGrid`` reads as it does lists."""
+        return cls(stride, hw, [], valid, extent)
 
     def key_padding(self, device: torch.device) -> Tensor:
-        """(N, L) bool as ``padding``."""
+        """(N, L) bool as ``padding``: whether any is True is not known."""
         return self.padding(device).flatten(1)
-
-    def extent_wh(self, device: torch.device) -> Tensor:
-        """(N, 1, 2) float32 (width, height) in pixels."""
-        return self.extent.flip(1).float()[:, None]
 
     def level(self, stride: int, hw: Size, rule: str) -> "TensorGrid":
         """See ``FeatureGrid.level``."""
         if rule == "image":
-            return TensorGrid(stride, hw, _cells(self.extent, stride), self.extent)
-        valid = _nearest_valid(self.valid, self.hw, resized_hw(self.hw, self.stride, stride))
-        return TensorGrid(stride, hw, valid, valid * stride)
+            return TensorGrid.of(stride, hw, _cells(torch.as_tensor(self.extent), stride), self.extent)
+        valid = _nearest_valid(torch.as_tensor(self.valid), self.hw, resized_hw(self.hw, self.stride, stride))
+        return TensorGrid.of(stride, hw, valid, valid * stride)
 
 
 class PlainDETRDetections(DetectionGraph):
@@ -94,25 +81,21 @@ class PlainDETRDetections(DetectionGraph):
         parts = ("input_proj", "encoder", "proposals", "queries", "decoder")
         return [f"model.{part}" for part in parts]
 
-    def raw(self, images: Tensor, sizes: Tensor) -> Sequence[Tensor]:
+    def raw(self, *inputs: Tensor) -> Sequence[Tensor]:
+        images, sizes = inputs
         return [self.model.backbone(self.normalise(images, sizes))[self.model.in_feature]]
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See ``DetectionGraph``; gives boxes (N, D, 4), scores (N, D), classes (N, D)."""
         layers, _ = self.model.predict(self._encode(images, sizes), training=False)
-        prediction, extent = layers[-1], sizes.flip(1).float()[:, None]
-        scores, index = prediction.logits.float().sigmoid().flatten(1).topk(self.facts.max_detections)
-        query = index // self.model.num_classes
-        classes = index - query * self.model.num_classes
-        boxes = prediction.boxes.float().gather(1, query[..., None].expand(-1, -1, 4))
-        boxes = cxcywh_to_xyxy(self.model.coder.to_pixels(boxes, extent))
-        return torch.minimum(boxes.clamp(min=0), extent.repeat(1, 1, 2)), scores, classes
+        extent = sizes_wh(sizes, sizes.device)
+        return best_pairs(layers[-1], extent, coder=self.model.coder, topk=self.facts.max_detections)
 
     def _encode(self, images: Tensor, sizes: Tensor) -> Memory:
         """As ``PlainDETR.encode``."""
         model = self.model
         features = model.upsample(model.backbone(self.normalise(images, sizes))[model.in_feature]).float()
-        grid, own = self._grid(sizes, tuple(images.shape[2:]), tuple(features.shape[2:]))
+        grid, own = self._grid(sizes, size_of(images), size_of(features))
         features = _project(model.input_proj, features, own)
         outside = grid.padding(features.device)
         if model.valid_area == "image":
@@ -128,12 +111,12 @@ class PlainDETRDetections(DetectionGraph):
         stride = self.model.proposals.stride
         if self.model.valid_area == "nearest":
             valid = _nearest_valid(sizes, padded, hw)
-            return TensorGrid(stride, hw, valid, valid * stride), None
-        grid = TensorGrid(stride, hw, _cells(sizes, stride), sizes)
+            return TensorGrid.of(stride, hw, valid, valid * stride), None
+        grid = TensorGrid.of(stride, hw, _cells(sizes, stride), sizes)
         if not self.model.batch_independent:
             return grid, None
         rounded = _cells(sizes, self.multiple) * self.multiple
-        return grid, ~TensorGrid(stride, hw, _cells(rounded, stride), rounded).padding(sizes.device)[:, None]
+        return grid, ~TensorGrid.of(stride, hw, _cells(rounded, stride), rounded).padding(sizes.device)[:, None]
 
 
 def _project(projection: InputProjection, features: Tensor, own: Tensor | None) -> Tensor:

@@ -11,18 +11,10 @@ from torch import Tensor
 from plain_detr.box_coder import BoxCoder
 from plain_detr.hybrid import MatchTask
 from plain_detr.predictions import BoxSetPrediction, Matches, SetTargets
-from plain_detr.set_losses import generalized_iou
+from plain_detr.set_losses import LossWeights, generalized_iou
 
 # Cost of a pair that must not be. Larger than any real cost, small enough to leave double precision to the others.
 FORBIDDEN = 1e6
-
-
-class CostWeights(NamedTuple):
-    """Weights of the parts of the matching cost; the box part is L1 in the coder's terms."""
-
-    classification: float = 2.0
-    box: float = 5.0
-    giou: float = 2.0
 
 
 class _Pairs(NamedTuple):
@@ -53,12 +45,12 @@ class HungarianMatcher:
         self,
         *,
         coder: BoxCoder,
-        cost: CostWeights | None = None,
+        cost: LossWeights | None = None,
         alpha: float = 0.25,
         gamma: float = 2.0,
         released_pairing: bool = False,
     ):
-        self.coder, self.cost, self.alpha, self.gamma = coder, cost or CostWeights(), alpha, gamma
+        self.coder, self.cost, self.alpha, self.gamma = coder, cost or LossWeights(), alpha, gamma
         self.released_pairing = released_pairing
 
     @torch.no_grad()
@@ -108,29 +100,27 @@ class HungarianMatcher:
             # Only the released fault looks at the repeated list; everybody else tiles the finished costs.
             listed = task.repeats if misread[index] else 1
             alike.setdefault((task.class_agnostic, listed), []).append(index)
-        costs: list[Tensor | None] = [None] * len(tasks)
+        costs: dict[int, Tensor] = {}
         for (class_agnostic, listed), indices in alike.items():
             mine = targets.with_classes_merged() if class_agnostic else targets
             mine = _tile(mine, listed) if listed > 1 else mine
             pairs = [self._pairs(tasks[index].prediction, mine, misread[index]) for index in indices]
             joined = self._cost(_Pairs(*(torch.cat(parts, dim=1) for parts in zip(*pairs))), mine)
-            for index, cost in zip(indices, joined.split([one.logits.shape[1] for one in pairs], dim=1)):
-                costs[index] = cost
+            costs |= zip(indices, joined.split([part.logits.shape[1] for part in pairs], dim=1))
         if not costs:
             return []
-        on_cpu = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
-        found, start = [], 0
-        for task, cost in zip(tasks, costs):
-            matrix = on_cpu[start : start + cost.numel()].reshape(cost.shape)
-            start += cost.numel()
-            found.append(_solve(matrix, targets.counts, task.repeats))
-        return _to_device(found, targets.boxes.device)
+        ordered = [costs[index] for index in range(len(tasks))]
+        on_cpu = torch.cat([cost.flatten() for cost in ordered]).cpu().split([cost.numel() for cost in ordered])
+        matrices = (flat.view(cost.shape).numpy() for flat, cost in zip(on_cpu, ordered))
+        pairs = [_solve(matrix, targets.counts, task.repeats) for matrix, task in zip(matrices, tasks)]
+        packed = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64)).to(targets.boxes.device)
+        return [Matches(*part) for part in packed.split([part.shape[1] for part in pairs], dim=1)]
 
 
 def _tile(targets: SetTargets, repeats: int) -> SetTargets:
     """Each image's list of boxes, ``repeats`` times over."""
-    boxes = [one.repeat(repeats, 1) for one in targets.boxes.split(targets.counts)]
-    classes = [one.repeat(repeats) for one in targets.classes.split(targets.counts)]
+    boxes = [of_image.repeat(repeats, 1) for of_image in targets.boxes.split(targets.counts)]
+    classes = [of_image.repeat(repeats) for of_image in targets.classes.split(targets.counts)]
     return SetTargets.pack(boxes, classes, targets.labelled)
 
 
@@ -147,8 +137,3 @@ def _solve(cost: np.ndarray, counts: Sequence[int], repeats: int) -> np.ndarray:
         pairs.append(np.stack([np.full_like(query, image), query, first + target % max(count, 1)]))
         row, first = row + count * times, first + count
     return np.concatenate(pairs, axis=1) if pairs else np.zeros((3, 0), dtype=np.int64)
-
-
-def _to_device(found: list[np.ndarray], device: torch.device) -> list[Matches]:
-    packed = torch.from_numpy(np.concatenate(found, axis=1).astype(np.int64)).to(device)
-    return [Matches(*part) for part in packed.split([one.shape[1] for one in found], dim=1)]

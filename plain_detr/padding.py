@@ -13,7 +13,7 @@ backbone, the group norm, the validity of anchors and the limits boxes are clipp
   neighbours, and an extent of (valid cells * stride), which may be smaller or larger than the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ class FeatureGrid(NamedTuple):
 
     def key_padding(self, device: torch.device) -> Tensor | None:
         """(N, L) bool as ``padding``, or None when every cell of every image is valid."""
-        if all(tuple(valid) == tuple(self.hw) for valid in self.valid):
+        if all(valid == self.hw for valid in self.valid):
             return None
         return self.padding(device).flatten(1)
 
@@ -65,16 +65,22 @@ class FeatureGrid(NamedTuple):
         return level_grid(self, stride, hw, rule)
 
 
-def sizes_wh(sizes: Sequence[Size], device: torch.device) -> Tensor:
+def size_of(maps: Tensor) -> Size:
+    """(height, width) of (..., height, width)."""
+    height, width = maps.shape[-2:]
+    return height, width
+
+
+def sizes_wh(sizes: Sequence[Size] | Tensor, device: torch.device) -> Tensor:
     """(height, width) pairs as (N, 1, 2) float32 (width, height)."""
-    return torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32, device=device)[:, None]
+    return torch.as_tensor(sizes, dtype=torch.float32, device=device).flip(1)[:, None]
 
 
 def group_by_size(sizes: Sequence[Size]) -> list[list[int]]:
     """Indices of images of equal size, one list for each distinct size, in order of first appearance."""
     groups: dict[Size, list[int]] = {}
     for index, size in enumerate(sizes):
-        groups.setdefault(tuple(size), []).append(index)
+        groups.setdefault(size, []).append(index)
     return list(groups.values())
 
 
@@ -82,8 +88,8 @@ def join_maps(maps: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> Tensor
     """Put the maps of the groups, (n_g, C, h_g, w_g) each, into one (N, C, max h, max w), zeros elsewhere."""
     if len(groups) == 1:
         return maps[0]
-    height, width = (max(one.shape[axis] for one in maps) for axis in (2, 3))
-    padded = [F.pad(one, (0, width - one.shape[3], 0, height - one.shape[2])) for one in maps]
+    height, width = (max(part.shape[axis] for part in maps) for axis in (2, 3))
+    padded = [F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2])) for part in maps]
     order = [index for group in groups for index in group]
     place = sorted(range(len(order)), key=order.__getitem__)
     return torch.cat(padded)[place]
@@ -96,14 +102,17 @@ def cells(size: Size, stride: int) -> Size:
 
 def nearest_valid(valid: int, full: int, resized: int) -> int:
     """Length of a row of ``valid`` True out of ``full`` entries after resizing it to ``resized`` entries, nearest."""
+    if not resized:
+        return 0
     row = (torch.arange(full) < valid).float()
     return int(F.interpolate(row[None, None], size=resized).sum())
 
 
 def image_grid(sizes: Sequence[Size], hw: Size, own: Sequence[Size], stride: int) -> FeatureGrid:
     """Valid area by the rule ``"image"``; ``sizes`` are the (height, width) of the images in pixels."""
-    valid = [tuple(min(pair) for pair in zip(cells(size, stride), mine)) for size, mine in zip(sizes, own)]
-    return FeatureGrid(stride, tuple(hw), [tuple(mine) for mine in own], valid, [tuple(size) for size in sizes])
+    reached = (cells(size, stride) for size in sizes)
+    valid = [(min(rows, most[0]), min(columns, most[1])) for (rows, columns), most in zip(reached, own)]
+    return FeatureGrid(stride, hw, list(own), valid, list(sizes))
 
 
 def nearest_grid(
@@ -111,11 +120,16 @@ def nearest_grid(
 ) -> FeatureGrid:
     """Valid area by the rule ``"nearest"``; ``padded`` are the sizes the images were padded to for the backbone."""
     valid = [
-        tuple(max(1, nearest_valid(size[axis], pad[axis], mine[axis])) for axis in (0, 1))
-        for size, pad, mine in zip(sizes, padded, own)
+        (max(1, nearest_valid(height, *rows)), max(1, nearest_valid(width, *columns)))
+        for (height, width), rows, columns in _by_axis(sizes, padded, own)
     ]
-    extent = [(h * stride, w * stride) for h, w in valid]
-    return FeatureGrid(stride, tuple(hw), [tuple(mine) for mine in own], valid, extent)
+    return FeatureGrid(stride, hw, list(own), valid, [(h * stride, w * stride) for h, w in valid])
+
+
+def _by_axis(valid: Sequence[Size], full: Sequence[Size], resized: Sequence[Size]) -> Iterator[tuple[Size, Size, Size]]:
+    """Of every image the valid (height, width), and the (full, resized) lengths of either axis."""
+    for size, before, after in zip(valid, full, resized):
+        yield size, (before[0], after[0]), (before[1], after[1])
 
 
 def resized_hw(hw: Size, stride: int, target: int) -> Size:
@@ -131,7 +145,7 @@ def level_grid(grid: FeatureGrid, stride: int, hw: Size, rule: str) -> FeatureGr
         return image_grid(grid.extent, hw, [hw] * len(grid.own), stride)
     own = [resized_hw(mine, grid.stride, stride) for mine in grid.own]
     valid = [
-        tuple(nearest_valid(valid[axis], mine[axis], new[axis]) if new[axis] else 0 for axis in (0, 1))
-        for valid, mine, new in zip(grid.valid, grid.own, own)
+        (nearest_valid(height, *rows), nearest_valid(width, *columns))
+        for (height, width), rows, columns in _by_axis(grid.valid, grid.own, own)
     ]
     return FeatureGrid(stride, hw, own, valid, [(h * stride, w * stride) for h, w in valid])

@@ -11,14 +11,15 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
+from d2x.backbones.tracing import exporting
 from plain_detr.box_coder import BoxCoder
 from plain_detr.build import build_parts
-from plain_detr.checkpoint_settings import remember_variant
+from plain_detr.checkpoint_settings import remember_settings
 from plain_detr.criterion import SetCriterion
 from plain_detr.decode import decode
 from plain_detr.decoder import Decoder, DecoderInputs
 from plain_detr.hybrid import QueryGroups, match_tasks
-from plain_detr.padding import FeatureGrid, Size, cells, group_by_size, image_grid, join_maps, nearest_grid
+from plain_detr.padding import FeatureGrid, Size, cells, group_by_size, image_grid, join_maps, nearest_grid, size_of
 from plain_detr.position_encoding import grid_code
 from plain_detr.predictions import BoxSetPrediction, SetTargets
 from plain_detr.proposals import Proposals, ProposalSelection, QueryInitializer
@@ -62,8 +63,11 @@ class PlainDETR(nn.Module):
         topk: detections an image.
         pixel_mean, pixel_std: per channel, in the images' own unit (0-255) and channel order.
         batch_independent, valid_area, pad_multiple: see ``plain_detr.padding``.
-        variant: settings that the weights depend on, see ``plain_detr.checkpoint_settings``.
+        weight_settings: those that the weights depend on, see ``plain_detr.checkpoint_settings``.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -89,7 +93,7 @@ class PlainDETR(nn.Module):
         batch_independent: bool = True,
         valid_area: str = "image",
         pad_multiple: int = 1,
-        variant: dict[str, str] | None = None,
+        weight_settings: dict[str, str] | None = None,
     ):
         super().__init__()
         if valid_area not in ("image", "nearest"):
@@ -106,7 +110,7 @@ class PlainDETR(nn.Module):
         self.batch_independent, self.valid_area, self.pad_multiple = batch_independent, valid_area, pad_multiple
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        remember_variant(self, variant or {})
+        remember_settings(self, weight_settings or {})
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -132,7 +136,7 @@ class PlainDETR(nn.Module):
             ValueError: pixels or boxes that are not finite, or classes outside the model's.
         """
         images = [self.normalized(record["image"], f"{image_name(record)}: the image") for record in batched_inputs]
-        sizes = [tuple(image.shape[-2:]) for image in images]
+        sizes = [size_of(image) for image in images]
         if self.training:
             targets = pack_targets(
                 batched_inputs, sizes, num_classes=self.num_classes, coder=self.coder, device=self.device
@@ -140,19 +144,19 @@ class PlainDETR(nn.Module):
             layers, selection = self.predict(self.encode(images), training=True)
             return self._losses(layers, selection, targets)
         layers, _ = self.predict(self.encode(images), training=False)
-        found = decode(layers[-1], sizes, coder=self.coder, topk=self.topk)
+        detections = decode(layers[-1], sizes, coder=self.coder, topk=self.topk)
         return [
-            {"instances": detector_postprocess(one, record.get("height", size[0]), record.get("width", size[1]))}
-            for one, record, size in zip(found, batched_inputs, sizes)
+            {"instances": detector_postprocess(instances, record.get("height", size[0]), record.get("width", size[1]))}
+            for instances, record, size in zip(detections, batched_inputs, sizes)
         ]
 
     def encode(self, images: list[Tensor]) -> Memory:
         """Normalised images (3, h, w) of any sizes -> the one map the rest of the model looks at."""
-        sizes: list[Size] = [tuple(image.shape[-2:]) for image in images]
+        sizes = [size_of(image) for image in images]
         multiple = self.pad_multiple if self.batch_independent else 1
-        rounded = [tuple(-(-side // multiple) * multiple for side in size) for size in sizes]
+        rounded = [(-(-height // multiple) * multiple, -(-width // multiple) * multiple) for height, width in sizes]
         groups = group_by_size(rounded) if self.batch_independent else [list(range(len(sizes)))]
-        maps, own, padded = [], [None] * len(sizes), [None] * len(sizes)
+        maps, own, padded = [], list(sizes), list(sizes)
         for group in groups:
             batch = ImageList.from_tensors(
                 [images[index] for index in group],
@@ -165,9 +169,9 @@ class PlainDETR(nn.Module):
                 features = features[:, :, :rows, :columns]
             maps.append(self.input_proj(features))
             for index in group:
-                own[index], padded[index] = tuple(features.shape[2:]), tuple(batch.shape[2:])
+                own[index], padded[index] = size_of(features), size_of(batch)
         features = join_maps(maps, groups)
-        grid = self._grid(sizes, tuple(features.shape[2:]), own, padded)
+        grid = self._grid(sizes, size_of(features), own, padded)
         if self.valid_area == "image":
             features, grid = _without_padding(features, grid)
         position = grid_code(grid, self.hidden_dim, normalize=self.normalize_position, device=features.device)
@@ -235,7 +239,7 @@ class PlainDETR(nn.Module):
         Raises:
             ValueError: pixels that are not finite; the message starts with ``name``.
         """
-        if image.is_floating_point() and not torch.jit.is_tracing() and not image.isfinite().all():
+        if image.is_floating_point() and not exporting() and not image.isfinite().all():
             raise ValueError(f"{name} has pixels that are not finite")
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 

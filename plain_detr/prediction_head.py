@@ -22,11 +22,11 @@ class PredictionHead(nn.Module):
             nn.ReLU(inplace=True),
             nn.Linear(hidden_dim, hidden_dim),
             nn.ReLU(inplace=True),
-            nn.Linear(hidden_dim, 4),
+            last := nn.Linear(hidden_dim, 4),
         )
         nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR) / PRIOR))
-        nn.init.zeros_(self.raw_box[-1].weight)
-        nn.init.zeros_(self.raw_box[-1].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """(N, Q, C) -> logits (N, Q, K) and raw boxes (N, Q, 4), both float32."""

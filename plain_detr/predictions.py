@@ -56,7 +56,7 @@ class SetTargets(NamedTuple):
     @classmethod
     def pack(cls, boxes: list[Tensor], classes: list[Tensor], labelled: Tensor | None = None) -> "SetTargets":
         """From one (M, 4) box tensor (coder space) and one (M,) class tensor an image."""
-        counts = [len(one) for one in boxes]
+        counts = [len(of_image) for of_image in boxes]
         packed = torch.cat(boxes)
         image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(packed.device)
         return cls(packed, torch.cat(classes), image, counts, labelled)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plain_detr.box_coder import BoxCoder
-from plain_detr.padding import FeatureGrid, resized_hw
+from plain_detr.padding import FeatureGrid, resized_hw, size_of
 from plain_detr.position_encoding import box_code
 from plain_detr.prediction_head import PredictionHead
 from plain_detr.predictions import BoxSetPrediction
@@ -26,7 +26,7 @@ class ProposalSelection(NamedTuple):
     """
 
     reference: Tensor
-    index: Tensor
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  tuples have a method of that name
     extent: Tensor
     prediction: BoxSetPrediction | None
 
@@ -118,12 +118,12 @@ class Proposals(nn.Module):
             memory = F.pad(memory, (0, _surplus(width, multiple), 0, _surplus(height, multiple)))
         tokens, levels = [], []
         for stride, convolutions in zip(self.strides, self.levels):
-            hw = resized_hw(tuple(memory.shape[2:]), self.stride, stride)
+            hw = resized_hw(size_of(memory), self.stride, stride)
             if not all(hw):  # the map is smaller than one cell of this level
                 continue
             level = convolutions(memory)
             tokens.append(level.flatten(2).transpose(1, 2))
-            levels.append(grid.level(stride, tuple(level.shape[2:]), self.valid_area))
+            levels.append(grid.level(stride, size_of(level), self.valid_area))
         return torch.cat(tokens, dim=1), levels
 
     def _decode(self, anchors: Tensor, raw: Tensor, extent: Tensor, valid: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-CLASS_COUNT_KEY = "MODEL.PLAIN_DETR.NUM_CLASSES"
+CLASS_COUNT_KEY: str = "MODEL.PLAIN_DETR.NUM_CLASSES"
 
 
 def train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:

@@ -1,11 +1,17 @@
 """From the backbone's map to the decoder's: 2x2 convolutions from stride to stride, and the projection of channels."""
 
 import torch
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 
-def rescale(channels: int, stride: int, target: int, *, halve: bool = False) -> nn.Sequential:
+class Rescale(nn.Sequential):
+    """Layers in turn, which give ``out_channels``."""
+
+    out_channels: int
+
+
+def rescale(channels: int, stride: int, target: int, *, halve: bool = False) -> Rescale:
     """Convolutions from ``stride`` to ``target``, LayerNorm over the channels and GELU between two of them.
 
     Args:
@@ -15,7 +21,7 @@ def rescale(channels: int, stride: int, target: int, *, halve: bool = False) -> 
             for proposals).
 
     Returns:
-        A module with attribute ``out_channels``; empty when the strides are equal.
+        The layers, none when the strides are equal.
 
     Raises:
         ValueError: the strides do not differ by a power of two, or the channels cannot be halved.
@@ -35,7 +41,7 @@ def rescale(channels: int, stride: int, target: int, *, halve: bool = False) -> 
             channels = out_channels
         else:
             layers.append(nn.Conv2d(channels, channels, kernel_size=2, stride=2))
-    stack = nn.Sequential(*layers)
+    stack = Rescale(*layers)
     stack.out_channels = channels
     return stack
 
@@ -50,7 +56,8 @@ class InputProjection(nn.Module):
         self.conv = nn.Conv2d(in_channels, hidden_dim, kernel_size=1)
         self.norm = nn.GroupNorm(32, hidden_dim)
         nn.init.xavier_uniform_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         # The function, not the module: that one refuses a single cell at one channel a group, whose norm is its bias.

@@ -1,5 +1,7 @@
 """Focal, L1 and GIoU on matched pairs, and error rates for the log. All float32."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,6 +9,14 @@ from torchvision.ops import box_iou
 
 from plain_detr.box_coder import BoxCoder, cxcywh_to_xyxy
 from plain_detr.predictions import BoxSetPrediction, Matches, SetTargets
+
+
+class LossWeights(NamedTuple):
+    """Weights of the parts of the loss, or of the matching cost; the box part is L1 in the coder's terms."""
+
+    classification: float = 2.0
+    box: float = 5.0
+    giou: float = 2.0
 
 
 def generalized_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
@@ -81,7 +91,7 @@ def error_rates(prediction: BoxSetPrediction, targets: SetTargets, matches: Matc
     boxes = cxcywh_to_xyxy(prediction.boxes[matches.image, matches.query])
     iou = box_iou(boxes, cxcywh_to_xyxy(targets.boxes[matches.target])).diagonal()
     counts = torch.tensor(targets.counts, device=logits.device)
-    found = (prediction.logits.amax(-1) > 0).sum(1)
+    confident = (prediction.logits.amax(-1) > 0).sum(1)
     rates = [100 - 100 * right.float().mean(), 100 - 100 * iou.mean()] if len(right) else [torch.tensor(100.0)] * 2
-    rates.append((found - counts).abs().float().mean())
+    rates.append((confident - counts).abs().float().mean())
     return dict(zip(("class_error", "box_error", "cardinality_error"), torch.stack([r.cpu() for r in rates]).tolist()))

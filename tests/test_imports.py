@@ -1,6 +1,7 @@
 """The direction of imports: tools -> centerx | plain_detr -> d2x -> detectron2, and no cycle."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,32 @@ def test_no_import_cycle():
         visit(name)
 
 
+def test_d2x_names_no_detector():
+    """What both share knows neither: a third detector is on an equal footing."""
+    named = re.compile(r"center_?x|center_?net|plain_?-?detr", re.IGNORECASE)
+    lines = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted((ROOT / "d2x").rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if named.search(line)
+    ]
+    assert lines == []
+
+
 def test_no_drawers():
     drawers = [path for path in modules().values() if path.stem in ("utils", "misc", "common", "helpers")]
     assert drawers == []
+
+
+# From the bottom to the top: a room of d2x knows those before it.
+ROOMS = (
+    "errors", "atomic_files", "distributed", "config", "detectors", "checkpoint", "data", "backbones", "evaluation",
+    "report", "engine", "inference", "deploy",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(name for name in modules() if name.startswith("d2x.")))
+def test_rooms_of_d2x_import_only_lower_ones(name):
+    room = name.split(".")[1]
+    used = {item.split(".")[1] for item in imports(name, modules()[name]) if item.startswith("d2x.")} & set(ROOMS)
+    assert used <= set(ROOMS[: ROOMS.index(room) + 1]), f"{name} imports {used - set(ROOMS[: ROOMS.index(room) + 1])}"

@@ -67,7 +67,7 @@ def pytorch_call(cfg: CfgNode, args: argparse.Namespace, *, compiled: bool) -> C
     model = Predictor(cfg).model
     deployment = get_deployment(cfg.MODEL.META_ARCHITECTURE)
     graph = deployment.build_graph(model, deployment.FORMS[0]).eval()
-    size = [-(-side // graph.facts.divisibility) * graph.divisibility for side in args.size]
+    size = [-(-side // graph.facts.divisibility) * graph.facts.divisibility for side in args.size]
     example = graph.example(size, args.batch)
     run = torch.compile(graph) if compiled else graph
 

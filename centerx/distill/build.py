@@ -1,11 +1,11 @@
-"""From a config to the arguments of a student: the only place that reads ``DISTILL``, but for the recipe."""
+"""Builder of a student's arguments from a config: the only place that reads ``DISTILL``, but for the recipe."""
 
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from torch import nn
 
 from centerx.distill.teachers import EmaTeacher, TeacherSpec
 from centerx.distill.terms import DistillationLoss
@@ -26,14 +26,14 @@ def student_arguments(cfg: CfgNode, num_classes: int) -> dict:
     class_names = list(cfg.DATASETS.CLASS_NAMES) or [str(index) for index in range(num_classes)]
     make_ema = None
     if node.EMA.ENABLED:
-        loss = make_loss(cfg, {"WEIGHT": node.EMA.WEIGHT})
-        decay, start, order = node.EMA.DECAY, node.EMA.START, cfg.INPUT.FORMAT
-
-        def make_ema(student: nn.Module) -> EmaTeacher:
-            return EmaTeacher(
-                student=student, decay=decay, start=start, input_format=order, class_names=class_names, loss=loss
-            )
-
+        make_ema = functools.partial(
+            EmaTeacher,
+            decay=node.EMA.DECAY,
+            start=node.EMA.START,
+            input_format=cfg.INPUT.FORMAT,
+            class_names=class_names,
+            loss=make_loss(cfg, {"WEIGHT": node.EMA.WEIGHT}),
+        )
     return {
         "teacher_specs": read_specs(cfg),
         "class_names": class_names,
@@ -49,12 +49,11 @@ def student_arguments(cfg: CfgNode, num_classes: int) -> dict:
 
 def labelled_classes(datasets: Sequence[str], class_names: Sequence[str]) -> list[int]:
     """Class indices that some training data set is labelled for, by its metadata; without metadata all are."""
-    found: set[int] = set()
+    indices: set[int] = set()
     for name in datasets:
-        metadata = MetadataCatalog.get(name)
-        labelled = metadata.get("labelled_classes")
-        found |= set(range(len(class_names)) if labelled is None else labelled)
-    return sorted(found)
+        labelled = MetadataCatalog.get(name).get("labelled_classes")
+        indices |= set(range(len(class_names)) if labelled is None else labelled)
+    return sorted(indices)
 
 
 def read_specs(cfg: CfgNode) -> list[TeacherSpec]:

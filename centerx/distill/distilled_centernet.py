@@ -7,7 +7,7 @@ from torch import Tensor
 
 from centerx.centernet import CenterNet
 from centerx.distill.build import student_arguments
-from centerx.distill.student import Student, copy_weights
+from centerx.distill.student import Student
 from centerx.distill.teachers import Teacher
 from centerx.distill.terms import Route, align_to_grid
 from centerx.predictions import CenterPredictions
@@ -24,6 +24,8 @@ class DistilledCenterNet(Student, CenterNet):
 
     Args: see ``Student``, and ``CenterNet`` for the rest.
     """
+
+    CLASS_TENSORS = ("head.heatmap.out.weight", "head.heatmap.out.bias")
 
     @configurable
     def __init__(self, **arguments):
@@ -43,9 +45,7 @@ class DistilledCenterNet(Student, CenterNet):
         return losses
 
     def check_teacher(self, teacher: Teacher) -> None:
-        stride = getattr(teacher.model, "stride", None)
-        if not isinstance(stride, int):
-            raise ValueError(f"teacher {teacher.name} is no CenterNet: a DistilledCenterNet cannot learn from it")
+        stride = _stride(teacher)
         if stride != self.stride and self.stride_mismatch == "error":
             raise ValueError(
                 f"teacher {teacher.name} has stride {stride}, the student {self.stride}:"
@@ -55,16 +55,15 @@ class DistilledCenterNet(Student, CenterNet):
     def terms(
         self, predictions: CenterPredictions, teacher: Teacher, maps: CenterPredictions, route: Route
     ) -> dict[str, Tensor]:
+        height, width = predictions.heatmap_logits.shape[2:]
         aligned = align_to_grid(
-            maps,
-            teacher_stride=teacher.model.stride,
-            student_stride=self.stride,
-            grid_hw=tuple(predictions.heatmap_logits.shape[2:]),
+            maps, teacher_stride=_stride(teacher), student_stride=self.stride, grid_hw=(height, width)
         )
         return teacher.loss(predictions, aligned, route)
 
-    def start_from(self, teacher: Teacher, route: Route) -> int:
-        """Copy a teacher's weights, class channels by their routes; returns how many tensors were taken."""
-        return copy_weights(
-            self, teacher.model, per_class=("head.heatmap.out.weight", "head.heatmap.out.bias"), route=route
-        )
+
+def _stride(teacher: Teacher) -> int:
+    stride = getattr(teacher.model, "stride", None)
+    if not isinstance(stride, int):
+        raise ValueError(f"teacher {teacher.name} is no CenterNet: a DistilledCenterNet cannot learn from it")
+    return stride

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import nn
 
-from centerx.distill.student import DistillationHook
+from centerx.distill.student import DistillationHook, Student
 from centerx.recipe import CenterXRecipe
 
 
@@ -16,4 +16,5 @@ class DistillationRecipe(CenterXRecipe):
 
     def extra_hooks(self, cfg: CfgNode, model: nn.Module) -> list[HookBase]:
         """Also loads and checks the teachers."""
+        assert isinstance(model, Student)
         return [*super().extra_hooks(cfg, model), DistillationHook(model, warm_start=cfg.DISTILL.WARM_START)]

@@ -1,7 +1,8 @@
-"""What every student has: teachers that are loaded at the start of training and seen by nothing else of the model."""
+"""Student mix-in: teachers that are loaded at the start of training and seen by nothing else of the model."""
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from centerx.distill.teachers import (
     STRIDE_MISMATCHES,
     EmaTeacher,
+    MapDetector,
     Teacher,
     TeacherSpec,
     load_teacher,
@@ -19,18 +21,28 @@ from centerx.distill.teachers import (
     require_coverage,
 )
 from centerx.distill.terms import Route
+from d2x.errors import require_choice
 
 logger = logging.getLogger(__name__)
 
 
-class Student:
-    """Mix-in for a ``DenseDetector``: holds teachers and makes their losses.
+class Student(MapDetector):
+    """Mix-in for a ``DenseDetector``, put before it: holds teachers and makes their losses.
 
     Teachers sit in a plain tuple: ``nn.Module`` does not see them, so they are in no state dict, optimizer or DDP
     bucket; ``_apply`` takes them along when the student is moved.
-
-    A student implements ``check_teacher``, ``terms`` and ``start_from``.
     """
+
+    CLASS_TENSORS: tuple[str, ...] = ()  # names of those whose rows are classes
+    teachers: tuple[Teacher, ...] = ()
+
+    def check_teacher(self, teacher: Teacher) -> None:
+        """Raises ``ValueError`` if the teacher's maps cannot be compared with the student's."""
+        raise NotImplementedError
+
+    def terms(self, predictions: Any, teacher: Teacher, maps: Any, route: Route) -> dict[str, Tensor]:
+        """A teacher's weighted terms from the student's ``predictions`` and its own ``maps``, by their short names."""
+        raise NotImplementedError
 
     def __init__(
         self,
@@ -43,7 +55,7 @@ class Student:
         stride_mismatch: str = "error",
         student_normalisation: bool = False,
         input_format: str = "RGB",
-        make_ema: Callable[[nn.Module], EmaTeacher] | None = None,
+        make_ema: Callable[["Student"], EmaTeacher] | None = None,
         **detector,
     ) -> None:
         """
@@ -63,16 +75,12 @@ class Student:
             ValueError: unknown ``stride_mismatch``.
         """
         super().__init__(**detector)
-        if stride_mismatch not in STRIDE_MISMATCHES:
-            raise ValueError(
-                f"DISTILL.STRIDE_MISMATCH '{stride_mismatch}' is not one of {', '.join(STRIDE_MISMATCHES)}"
-            )
+        require_choice("DISTILL.STRIDE_MISMATCH", stride_mismatch, STRIDE_MISMATCHES)
         self.teacher_specs = tuple(teacher_specs)
         self.class_names, self.labelled = list(class_names), list(labelled)
         self.use_labels, self.overlap, self.stride_mismatch = use_labels, overlap, stride_mismatch
         self.student_normalisation, self.input_format = student_normalisation, input_format
         self.make_ema = make_ema
-        self.teachers: tuple[Teacher, ...] = ()
         self.routes: tuple[Route, ...] = ()
         self.ema_teacher: EmaTeacher | None = None  # the last of the teachers, where there is one
 
@@ -128,30 +136,24 @@ class Student:
                 losses[f"kd_{term}_loss{index}"] = value
         return losses
 
-    def _apply(self, fn, *args, **kwargs):
-        for teacher in self.teachers if hasattr(self, "teachers") else ():
-            teacher.model._apply(fn, *args, **kwargs)
-        return super()._apply(fn, *args, **kwargs)
+    def _apply(self, fn, recurse: bool = True):
+        for teacher in self.teachers:
+            teacher.model._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
 
-def copy_weights(student: nn.Module, teacher: nn.Module, *, per_class: Sequence[str], route: Route) -> int:
-    """Copy tensors of equal name and shape; of those in ``per_class`` only the rows of the route's classes.
-
-    Returns:
-        The number of tensors copied.
-    """
+def copy_weights(student: Student, teacher: nn.Module, route: Route) -> int:
+    """Copy tensors of equal name and shape, of ``CLASS_TENSORS`` the rows of the route's classes; returns how many."""
     taught, own = list(route.student_channels), list(route.teacher_channels)
     theirs = teacher.state_dict()
     count = 0
     with torch.no_grad():
         for name, value in student.state_dict().items():
             other = theirs.get(name)
-            if other is None:
-                continue
-            if name in per_class and other.shape[1:] == value.shape[1:]:
+            if other is not None and name in student.CLASS_TENSORS and other.shape[1:] == value.shape[1:]:
                 value[taught] = other[own].to(value)
                 count += 1
-            elif other.shape == value.shape:
+            elif other is not None and other.shape == value.shape:
                 value.copy_(other)
                 count += 1
     return count
@@ -179,7 +181,7 @@ class DistillationHook(HookBase):
         model = self._model
         if self._warm_start >= 0:
             teacher = model.teachers[self._warm_start]
-            taken, of = model.start_from(teacher, model.routes[self._warm_start]), len(model.state_dict())
+            taken, of = copy_weights(model, teacher.model, model.routes[self._warm_start]), len(model.state_dict())
             if not taken:
                 raise ValueError(f"DISTILL.WARM_START: no weight of teacher {teacher.name} fits the student")
             logger.info("started from teacher %s: %d of %d tensors", teacher.name, taken, of)

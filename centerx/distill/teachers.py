@@ -4,19 +4,22 @@ import copy
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import Backbone, build_model
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from centerx.distill.terms import DistillationLoss, Route
-from d2x.checkpoint.files import read_checkpoint
+from d2x.checkpoint.files import read_state
 from d2x.config.load import load_cfg
 from d2x.data.prepare import class_names
 from d2x.detectors import class_count, set_class_count
 from d2x.engine.weight_averaging import ramped_decay
+from d2x.errors import require_choice
 
 OVERLAPS = ("average", "first")
 STRIDE_MISMATCHES = ("error", "resize")
@@ -42,6 +45,19 @@ class TeacherSpec:
     teacher_slice: tuple[int, int] | None = None
 
 
+class MapDetector(DenseDetector):
+    """The type of a ``DenseDetector`` with ``predict``, which is all that a teacher's network must have."""
+
+    backbone: Backbone
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    predict: Callable[[Tensor], Any]  # normalised and padded images, (N, 3, H, W), to the head's maps
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+
 class Teacher:
     """A frozen detector in evaluation mode. Not an ``nn.Module``, so that no student can hold it as a submodule.
 
@@ -56,10 +72,15 @@ class Teacher:
     teaches = True  # whether it has something to say yet
 
     def __init__(
-        self, *, name: str, model: nn.Module, input_format: str, class_names: Sequence[str], loss: DistillationLoss
+        self, *, name: str, model: MapDetector, input_format: str, class_names: Sequence[str], loss: DistillationLoss
     ):
         self.name, self.input_format, self.class_names, self.loss = name, input_format, list(class_names), loss
         self.model = model.eval().requires_grad_(False)
+
+    @property
+    def divisor(self) -> int:
+        """Sides of its images are multiples of this, px."""
+        return max(1, self.model.backbone.size_divisibility)
 
     @torch.no_grad()
     def predict(self, batched_inputs: Sequence[dict], student_format: str, padded: ImageList):
@@ -72,14 +93,13 @@ class Teacher:
         """
         model = self.model
         device = padded.tensor.device
-        if model.device != device:
-            model.to(device)
-        images = [one["image"].to(device) for one in batched_inputs]
+        model.to(device)
+        images = [record["image"].to(device) for record in batched_inputs]
         if student_format != self.input_format:
             images = [image.flip(0) for image in images]
         images = [(image - model.pixel_mean) / model.pixel_std for image in images]
-        divisor = max(1, model.backbone.size_divisibility)
-        height, width = (math.ceil(side / divisor) * divisor for side in padded.tensor.shape[-2:])
+        # not by ``ImageList.from_tensors``, which pads to the largest image, not to a given size
+        height, width = (math.ceil(side / self.divisor) * self.divisor for side in padded.tensor.shape[-2:])
         batch = images[0].new_zeros(len(images), 3, height, width)
         for image, place in zip(images, batch):
             place[:, : image.shape[1], : image.shape[2]] = image
@@ -88,8 +108,7 @@ class Teacher:
     @torch.no_grad()
     def predict_normalised(self, images: Tensor):
         """The teacher's maps for a batch that is already normalised and padded, (N, 3, H, W)."""
-        if self.model.device != images.device:
-            self.model.to(images.device)
+        self.model.to(images.device)
         return self.model.predict(images)
 
     def check(self) -> None:
@@ -101,8 +120,7 @@ class Teacher:
         bad = next((key for key, value in self.model.state_dict().items() if not torch.isfinite(value).all()), None)
         if bad is not None:
             raise ValueError(f"teacher {self.name}: weight {bad} is not finite")
-        side = math.ceil(CHECK_SIDE / max(1, self.model.backbone.size_divisibility))
-        side *= max(1, self.model.backbone.size_divisibility)
+        side = math.ceil(CHECK_SIDE / self.divisor) * self.divisor
         generator = torch.Generator().manual_seed(0)
         image = torch.randint(0, 256, (1, 3, side, side), generator=generator).float().to(self.model.device)
         with torch.no_grad():
@@ -133,8 +151,7 @@ def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teach
     model = build_model(cfg)
     if not hasattr(model, "predict"):
         raise ValueError(f"teacher {spec.config}: MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} cannot teach")
-    checkpoint = read_checkpoint(spec.weights)
-    state = {name.removeprefix("module."): value for name, value in checkpoint.get("model", checkpoint).items()}
+    state = read_state(spec.weights)
     own = model.state_dict()
     for name, value in own.items():
         if name not in state:
@@ -198,8 +215,7 @@ def make_routes(pairs: Sequence[Sequence[tuple[int, int]]], overlap: str = "aver
     Raises:
         ValueError: unknown overlap, or a teacher has no class left.
     """
-    if overlap not in OVERLAPS:
-        raise ValueError(f"DISTILL.OVERLAP '{overlap}' is not one of {', '.join(OVERLAPS)}")
+    require_choice("DISTILL.OVERLAP", overlap, OVERLAPS)
     owners: dict[int, list[int]] = {}
     for index, its in enumerate(pairs):
         for _, taught in its:
@@ -230,17 +246,12 @@ class EmaTeacher(Teacher):
     """The exponential moving average of a student's own weights and buffers, teaching all of its classes.
 
     Args:
-        student: it is copied; its teachers are not.
+        student: it is copied, before it has teachers.
         decay, start: see ``DISTILL.EMA``.
     """
 
-    def __init__(self, *, student: nn.Module, decay: float, start: int, **teacher):
-        held, student.teachers = student.teachers, ()
-        try:
-            model = copy.deepcopy(student)
-        finally:
-            student.teachers = held
-        super().__init__(name="moving average", model=model, **teacher)
+    def __init__(self, student: MapDetector, *, decay: float, start: int, **teacher):
+        super().__init__(name="moving average", model=copy.deepcopy(student), **teacher)
         self.decay, self.start, self.steps = decay, start, 0
 
     @property

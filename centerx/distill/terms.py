@@ -1,4 +1,4 @@
-"""Student against teacher: what a dense detector's maps are pulled towards, and how hard.
+"""Distillation terms: what a dense detector's maps are pulled towards, and how hard.
 
 Works on any detector that has, per cell, one logit a class and some regressed channels; CenterX's heatmap, size and
 offset are the first such case, the levels of an FCOS another.
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from centerx.decode import keep_peaks
 from centerx.predictions import CenterPredictions
 from d2x.engine.losses.normalizer import shared_normalizer
+from d2x.errors import require_choice
 
 DEFINITIONS = ("released", "article")
 LEAKY_SLOPE = 0.01  # of the released code; it only shows for maps that are no probabilities
@@ -97,8 +98,7 @@ class DistillationLoss:
         norm_size: bool = False,
         min_size: float = 0.0,
     ):
-        if definition not in DEFINITIONS:
-            raise ValueError(f"DISTILL.DEFINITION '{definition}' is not one of {', '.join(DEFINITIONS)}")
+        require_choice("DISTILL.DEFINITION", definition, DEFINITIONS)
         self.definition = definition
         self.heatmap_weight = weight * heatmap_weight
         self.size_weight, self.offset_weight = weight * size_weight, weight * offset_weight
@@ -203,24 +203,22 @@ def align_to_grid(
         def resize(x: Tensor) -> Tensor:
             return F.interpolate(x.float(), size=(height, width), mode="bilinear", align_corners=False)
 
-        offset = None
-        if maps.offset is not None:
-            offset = _resample_offset(maps.offset, ratio, height, width)
+        offset = None if maps.offset is None else _resample_offset(maps.offset, ratio, height, width)
         maps = CenterPredictions(resize(maps.heatmap_logits), resize(maps.size) * ratio, offset)
     rows, columns = grid_hw
     if maps.heatmap_logits.shape[2] < rows or maps.heatmap_logits.shape[3] < columns:
         raise ValueError(
             f"the teacher's maps {tuple(maps.heatmap_logits.shape[2:])} do not cover the student's grid {grid_hw}"
         )
-    return CenterPredictions(*(m if m is None else m[..., :rows, :columns] for m in maps))
+    return maps.each(lambda m: m[..., :rows, :columns])
 
 
 def _resample_offset(offset: Tensor, ratio: float, height: int, width: int) -> Tensor:
-    column = torch.arange(width, device=offset.device)
-    row = torch.arange(height, device=offset.device)
-    source_x, source_y = ((x / ratio).floor().long() for x in (column, row))
-    source_x, source_y = source_x.clamp(max=offset.shape[3] - 1), source_y.clamp(max=offset.shape[2] - 1)
-    found = offset.float()[:, :, source_y][:, :, :, source_x]
-    x = (source_x + found[:, 0]) * ratio - column
-    y = (source_y[:, None] + found[:, 1]) * ratio - row[:, None]
+    row, column = (torch.arange(side, device=offset.device) for side in (height, width))
+    source_y, source_x = (
+        (place / ratio).floor().long().clamp(max=side - 1) for place, side in zip((row, column), offset.shape[2:])
+    )
+    source = offset.float()[:, :, source_y][:, :, :, source_x]
+    x = (source_x + source[:, 0]) * ratio - column
+    y = (source_y[:, None] + source[:, 1]) * ratio - row[:, None]
     return torch.stack([x, y], dim=1).clamp(0, 1)

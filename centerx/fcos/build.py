@@ -1,4 +1,4 @@
-"""Config keys of FCOS, and from them to its parts: the only place that reads ``MODEL.FCOS``."""
+"""Config keys of FCOS, and the builder of its parts: the only place that reads ``MODEL.FCOS``."""
 
 import math
 
@@ -8,6 +8,8 @@ from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.meta_arch.fcos import FCOSHead
+
+from centerx.features import finest_first, select_features
 
 
 def add_fcos_config(cfg: CfgNode) -> None:
@@ -38,24 +40,21 @@ def build_parts(cfg: CfgNode) -> dict:
         raise ValueError("MODEL.FCOS.NUM_CLASSES is 0: set it, or let d2x.data.prepare.prepare_data do so")
     backbone = build_backbone(cfg)
     if node.FPN_CHANNELS:
-        names = sorted(backbone.output_shape(), key=lambda name: backbone.output_shape()[name].stride)
+        features = finest_first(backbone.output_shape())
         coarser = LastLevelMaxPool()
-        coarser.in_feature = f"p{int(math.log2(backbone.output_shape()[names[-1]].stride))}"
+        coarser.in_feature = f"p{int(math.log2(features[-1].stride))}"
+        names = [feature.name for feature in features]
         backbone = FPN(backbone, names, node.FPN_CHANNELS, norm=node.NORM, top_block=coarser)
-    shapes = backbone.output_shape()
-    unknown = [name for name in node.IN_FEATURES if name not in shapes]
-    if unknown:
-        raise ValueError(f"MODEL.FCOS.IN_FEATURES {unknown}: there are {sorted(shapes)}")
-    levels = sorted(node.IN_FEATURES or shapes, key=lambda name: shapes[name].stride)
+    levels = finest_first(select_features(backbone.output_shape(), node.IN_FEATURES, "MODEL.FCOS.IN_FEATURES"))
     return {
         "backbone": backbone,
         "head": FCOSHead(
-            input_shape=[ShapeSpec(channels=shapes[n].channels, stride=shapes[n].stride) for n in levels],
+            input_shape=[ShapeSpec(channels=level.channels, stride=level.stride) for level in levels],
             num_classes=node.NUM_CLASSES,
             conv_dims=list(node.HEAD_CONVS),
             norm=node.NORM,
         ),
-        "head_in_features": levels,
+        "head_in_features": [level.name for level in levels],
         "num_classes": node.NUM_CLASSES,
         "center_sampling_radius": node.CENTER_RADIUS,
         "test_score_thresh": node.SCORE_THRESH,

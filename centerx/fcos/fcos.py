@@ -25,6 +25,8 @@ class FCOSDetector(FCOS):
     goes on with it, and it is that of all processes.
     """
 
+    mean_positives: Tensor
+
     @configurable
     def __init__(self, **fcos):
         super().__init__(**fcos)

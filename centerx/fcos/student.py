@@ -6,7 +6,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from centerx.distill.build import student_arguments
-from centerx.distill.student import Student, copy_weights
+from centerx.distill.student import Student
 from centerx.distill.teachers import Teacher
 from centerx.distill.terms import Route
 from centerx.fcos.fcos import FCOSDetector, FCOSMaps
@@ -21,6 +21,8 @@ class DistilledFCOS(Student, FCOSDetector):
 
     Args: see ``Student``, and detectron2's ``FCOS`` for the rest.
     """
+
+    CLASS_TENSORS = ("head.cls_score.weight", "head.cls_score.bias")
 
     @configurable
     def __init__(self, **arguments):
@@ -40,7 +42,7 @@ class DistilledFCOS(Student, FCOSDetector):
         predictions = self.head(features)
         losses = self.distillation_losses(batched_inputs, images, predictions)
         if self.use_labels:
-            instances = [one["instances"].to(self.device) for one in batched_inputs]
+            instances = [record["instances"].to(self.device) for record in batched_inputs]
             losses.update(self.forward_training(images, features, predictions, instances))
         return losses
 
@@ -72,9 +74,3 @@ class DistilledFCOS(Student, FCOSDetector):
             own_heatmap, heatmap, (own_box, box), (own_centre, centre), shares=route.shares, mask=mask
         )
         return {"cls": terms["cls"], "box": terms["wh"], "ctr": terms["off"]}
-
-    def start_from(self, teacher: Teacher, route: Route) -> int:
-        """Copy a teacher's weights, class channels by their routes; returns how many tensors were taken."""
-        return copy_weights(
-            self, teacher.model, per_class=("head.cls_score.weight", "head.cls_score.bias"), route=route
-        )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.solver.build import reduce_param_groups
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from torch import nn
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
@@ -51,12 +51,12 @@ def param_groups(
     Returns:
         ``[{"params": [...], "lr": ..., "weight_decay": ...}]``, one for each pair of values, in order of appearance.
     """
-    groups = []
+    groups, factors = [], lr_factors or {}
     for name, parameter, owner in _trainable(model):
-        prefixes = [prefix for prefix in lr_factors or {} if name.startswith(prefix)]
+        prefixes = [prefix for prefix in factors if name.startswith(prefix)]
         if layer_decay and name.startswith("backbone."):
             prefixes = []
-        rate = lr * (lr_factors[max(prefixes, key=len)] if prefixes else 1.0)
+        rate = lr * (factors[max(prefixes, key=len)] if prefixes else 1.0)
         decay = weight_decay if _decays(name, owner, released_norm_decay) else weight_decay_norm
         groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
     # Joined last: saved optimizers count parameters in the order of the groups, the first of each as in the model.

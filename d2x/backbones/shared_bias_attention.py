@@ -1,22 +1,21 @@
-"""Attention with one bias table for a whole batch, a block of logits at a time, forward and backward.
+"""Attention with one bias table for a whole batch, whose backward pass holds a block of logits at a time.
 
 A block of logits lives in one piece of memory that stays in the cache: the bias is written into it, a matrix product
 adds the dot products, and softmax and the product with the values follow before the next block. That memory is taken
 once for all blocks: on a CPU new memory comes page by page as it is first written, which takes longer than the
-arithmetic. The backward pass makes every block again, so nothing of the size queries x keys is kept.
-
-The blocks' memory and their spans are there for other forms of bias, too (``plain_detr.attention.chunked``).
+arithmetic. torch's fused attention for the CPU gives no gradient to a mask.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from d2x.backbones.tracing import recording
+
 # Logits of a block: what the cache of a CPU holds.
-BLOCK_LOGITS_CPU = 1 << 20
+BLOCK_LOGITS = 1 << 20
 # Queries of a block at least.
 MIN_QUERIES = 8
 
@@ -33,43 +32,9 @@ def shared_bias_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tens
     """
     if torch.compiler.is_exporting():  # the fused operator has one memory layout when traced, another when decomposed
         return (q @ k.transpose(-1, -2) + bias.to(q.dtype)).softmax(-1) @ v
-    if q.is_cuda or not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if q.is_cuda or not torch.is_grad_enabled() or recording():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None], scale=1.0)
-    return _SharedBias.apply(*(one.transpose(0, 1) for one in (q, k, v)), bias).transpose(0, 1)
-
-
-class Scratch:
-    """Memory for the two matrices of a block: its logits, or in the backward pass their gradients, and its weights."""
-
-    def __init__(self, like: Tensor, rows: Sequence[int], keys: int, limit: int):
-        largest = min(math.prod(rows) * keys, max(limit, MIN_QUERIES * keys))
-        self._logits, self._weights = like.new_empty(2, largest)
-
-    def logits(self, shape: Sequence[int]) -> Tensor:
-        """Uninitialised; the same memory at every call."""
-        return self._logits[: math.prod(shape)].view(shape)
-
-    def weights(self, shape: Sequence[int]) -> Tensor:
-        """See ``logits``."""
-        return self._weights[: math.prod(shape)].view(shape)
-
-
-def spans(items: int, queries: int, keys: int, limit: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of (items, queries) x keys below the limit: several whole items, or some of the queries of one."""
-    together = max(1, limit // max(1, queries * keys))
-    step = queries if queries * keys <= limit else max(MIN_QUERIES, limit // keys)
-    for first in range(0, items, together):
-        for start in range(0, queries, step):
-            yield slice(first, first + together), slice(start, start + step)
-
-
-def with_mean(grad_out: Tensor, out: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """One more channel each, so that their product is dL/dweights less its mean under the weights.
-
-    That mean, needed for the gradient of a softmax, is sum(grad_out * out); this saves a pass over the logits.
-    """
-    mean = (grad_out * out).sum(-1, keepdim=True)
-    return torch.cat([grad_out, -mean], dim=-1), torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
+    return _SharedBias.apply(*(part.transpose(0, 1) for part in (q, k, v)), bias).transpose(0, 1)
 
 
 class _SharedBias(torch.autograd.Function):
@@ -86,37 +51,38 @@ class _SharedBias(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out):
+    def backward(ctx, grad_out):  # pyright: ignore[reportIncompatibleMethodOverride]  the base takes any number
         saved = ctx.saved_tensors
         dtype = torch.promote_types(saved[0].dtype, torch.float32)
-        q, k, v, bias, out, grad_out = (one.to(dtype) for one in (*saved, grad_out))
-        grads = [torch.zeros_like(one) for one in (q, k, v, bias)]
+        q, k, v, bias, out, grad_out = (part.to(dtype) for part in (*saved, grad_out))
+        grads = [torch.zeros_like(part) for part in (q, k, v, bias)]
         grad_q, grad_k, grad_v, grad_bias = grads
-        grad_out, v = with_mean(grad_out, out, v)
-        scratch = Scratch(q, q.shape[1:3], q.shape[2], BLOCK_LOGITS_CPU)
-        for head, items, rows in _shared_blocks(q):
-            weights = _shared_weights(q, k, bias, head, items, rows, scratch)
-            grad = grad_out[head, items, rows]
+        # One more channel each, so that their product is dL/dweights less its mean under the weights, which the
+        # gradient of a softmax takes off and which is sum(grad_out * out): no pass over the logits for it.
+        grad_out = torch.cat([grad_out, -(grad_out * out).sum(-1, keepdim=True)], dim=-1)
+        v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
+        tokens = q.shape[2]
+        memory = q.new_empty(2, min(q.shape[1] * tokens * tokens, max(BLOCK_LOGITS, MIN_QUERIES * tokens)))
+        for head, items, rows in _blocks(q):
+            queries, keys, grad = q[head, items, rows], k[head, items], grad_out[head, items, rows]
+            shape = (*queries.shape[:2], tokens)
+            logits, weights = (part[: shape[0] * shape[1] * tokens].view(shape) for part in memory)
+            torch.baddbmm(bias[head, rows], queries, keys.transpose(1, 2), out=logits)
+            torch.softmax(logits, -1, out=weights)
             grad_v[head, items] += weights.transpose(1, 2) @ grad[..., :-1]
-            grad_logits = scratch.logits(weights.shape)
-            torch.bmm(grad, v[head, items].transpose(1, 2), out=grad_logits).mul_(weights)
+            grad_logits = torch.bmm(grad, v[head, items].transpose(1, 2), out=logits).mul_(weights)
             grad_bias[head, rows] += grad_logits.sum(0)
-            grad_q[head, items, rows] = grad_logits @ k[head, items]
-            grad_k[head, items] += grad_logits.transpose(1, 2) @ q[head, items, rows]
-        return tuple(grad.to(one.dtype) for grad, one in zip(grads, saved))
+            grad_q[head, items, rows] = grad_logits @ keys
+            grad_k[head, items] += grad_logits.transpose(1, 2) @ queries
+        return tuple(grad.to(part.dtype) for grad, part in zip(grads, saved))
 
 
-def _shared_weights(
-    q: Tensor, k: Tensor, bias: Tensor, head: int, items: slice, rows: slice, scratch: Scratch
-) -> Tensor:
-    """Probabilities of one block, in ``scratch``."""
-    q, k, bias = q[head, items, rows], k[head, items], bias[head, rows]
-    logits = scratch.logits((*q.shape[:2], k.shape[1]))
-    torch.baddbmm(bias, q, k.transpose(1, 2), out=logits)
-    return torch.softmax(logits, -1, out=scratch.weights(logits.shape))
-
-
-def _shared_blocks(q: Tensor) -> Iterator[tuple[int, slice, slice]]:
-    for items, rows in spans(q.shape[1], q.shape[2], q.shape[2], BLOCK_LOGITS_CPU):
-        for head in range(len(q)):
-            yield head, items, rows
+def _blocks(q: Tensor) -> Iterator[tuple[int, slice, slice]]:
+    """Head, images and queries of each block: several whole images, or some of the queries of one."""
+    heads, items, tokens = q.shape[:3]
+    together = max(1, BLOCK_LOGITS // max(1, tokens * tokens))
+    step = tokens if tokens * tokens <= BLOCK_LOGITS else max(MIN_QUERIES, BLOCK_LOGITS // tokens)
+    for first in range(0, items, together):
+        for start in range(0, tokens, step):
+            for head in range(heads):
+                yield head, slice(first, first + together), slice(start, start + step)

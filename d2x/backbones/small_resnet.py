@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock
-from torch import Tensor, nn
+from torch import nn
+
+from d2x.backbones.base import StagedBackbone, arguments
 
 
-class SmallResNet(Backbone):
+class SmallResNet(StagedBackbone):
     """A stem of two 3x3 convolutions to stride 4, then stages of basic blocks (arXiv:1512.03385).
 
     detectron2's own ResNet has fixed widths, a 7x7 stem with max pooling made for 224-pixel photographs, and needs
@@ -29,7 +32,8 @@ class SmallResNet(Backbone):
         ValueError: widths and blocks of different length, an unknown norm or output.
     """
 
-    @configurable
+    stem_names, stage_names = ("stem",), ("res2", "res3", "res4", "res5")
+
     def __init__(
         self,
         *,
@@ -45,41 +49,18 @@ class SmallResNet(Backbone):
             raise ValueError(f"MODEL.SMALL_RESNET.WIDTHS {list(widths)}: neighbours must differ")
         if norm not in ("GN", "BN"):
             raise ValueError(f"MODEL.SMALL_RESNET.NORM '{norm}' must be GN or BN")
-        names = [f"res{i + 2}" for i in range(len(widths))]
-        unknown = sorted(set(out_features) - set(names))
-        if unknown or not out_features:
-            raise ValueError(f"MODEL.SMALL_RESNET.OUT_FEATURES {list(out_features)} must be among {names}")
-        names = names[: 1 + max(map(names.index, out_features))]
-        make_norm = _group_norm if norm == "GN" else norm
+        self._set_stages("MODEL.SMALL_RESNET.OUT_FEATURES", out_features, widths)
+        make_norm: Any = _group_norm if norm == "GN" else norm  # detectron2 takes either, its types say str
         stem = max(widths[0] // 2, 1)
         self.stem = nn.Sequential(_convolution(3, stem, make_norm), _convolution(stem, widths[0], make_norm))
         channels = widths[0]
-        for i, name in enumerate(names):
+        for i, name in enumerate(self._stages):
             stage = []
             for j in range(blocks[i]):
                 stride = 2 if i and not j else 1
                 stage.append(BasicBlock(channels, widths[i], stride=stride, norm=make_norm))
                 channels = widths[i]
             self.add_module(name, nn.Sequential(*stage))
-        self._stages = names
-        self._out_features = [name for name in names if name in out_features]
-        self._out_feature_channels = dict(zip(names, widths))
-        self._out_feature_strides = {name: 4 * 2**i for i, name in enumerate(names)}
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
-        node = cfg.MODEL.SMALL_RESNET
-        return {"widths": node.WIDTHS, "blocks": node.BLOCKS, "norm": node.NORM, "out_features": node.OUT_FEATURES}
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) of any size -> see the class."""
-        x = self.stem(images)
-        outputs = {}
-        for name in self._stages:
-            x = self.get_submodule(name)(x)
-            if name in self._out_features:
-                outputs[name] = x
-        return outputs
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
@@ -104,7 +85,7 @@ def _convolution(in_channels: int, out_channels: int, norm) -> Conv2d:
 @BACKBONE_REGISTRY.register()
 def build_small_conv_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> SmallResNet:
     """``MODEL.BACKBONE.NAME`` "build_small_conv_backbone"; sizes from ``MODEL.SMALL_RESNET``."""
-    return SmallResNet(cfg, input_shape)
+    return SmallResNet(**arguments(cfg.MODEL.SMALL_RESNET))
 
 
 def add_small_resnet_config(cfg: CfgNode) -> None:

@@ -6,11 +6,13 @@ is another function than the one detection models were trained with; detectron2'
 
 from collections.abc import Sequence
 
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor
+
+from d2x.backbones.base import arguments
 
 
 class SwinV1(SwinTransformer):
@@ -25,7 +27,6 @@ class SwinV1(SwinTransformer):
     Outputs: ``{name: (B, C * 2**i, ceil(H / stride), ceil(W / stride))}``.
     """
 
-    @configurable
     def __init__(
         self,
         *,
@@ -53,25 +54,12 @@ class SwinV1(SwinTransformer):
         self._out_feature_channels = {f"p{i + 2}": embed_dim * 2**i for i in self.out_indices}
         self._out_feature_strides = {f"p{i + 2}": 2 ** (i + 2) for i in self.out_indices}
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
-        node = cfg.MODEL.SWIN_V1
-        return {
-            "embed_dim": node.EMBED_DIM,
-            "depths": node.DEPTHS,
-            "num_heads": node.NUM_HEADS,
-            "window_size": node.WINDOW_SIZE,
-            "drop_path_rate": node.DROP_PATH,
-            "out_features": node.OUT_FEATURES,
-            "activation_checkpointing": node.ACTIVATION_CHECKPOINTING,
-        }
-
     @property
-    def size_divisibility(self) -> int:
+    def size_divisibility(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         """0: any size is padded inside (the base class misspells its own attribute here)."""
         return 0
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B, 3, H, W), normalised -> see the class."""
         maps = super().forward(images)
         return {f"p{i + 2}": maps[f"p{i}"] for i in self.out_indices}
@@ -80,4 +68,4 @@ class SwinV1(SwinTransformer):
 @BACKBONE_REGISTRY.register()
 def build_swin_v1_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinV1:
     """``MODEL.BACKBONE.NAME`` "build_swin_v1_backbone"; sizes from ``MODEL.SWIN_V1``."""
-    return SwinV1(cfg, input_shape)
+    return SwinV1(**arguments(cfg.MODEL.SWIN_V1, DROP_PATH="drop_path_rate"))

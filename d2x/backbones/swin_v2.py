@@ -1,24 +1,31 @@
 """Swin V2 as a detectron2 backbone, with whole-map attention where asked and maps of any size.
 
-The parts of the windowed form are in timm, but not the function Plain-DETR's backbone computes; see
+The parts of the windowed form are in timm, but not the function a plain detector needs of it; see
 ``swin_v2_attention`` for what is missing there. Parameter names are the field's, such as
 ``layers.0.blocks.0.attn.qkv.weight``, so Swin V2 files of any origin need a prefix changed at most.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from timm.layers import DropPath, Mlp
+from detectron2.modeling import BACKBONE_REGISTRY
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.swin_transformer_v2 import window_partition, window_reverse
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from d2x.backbones.swin_v2_attention import CosineAttention, merge_windows, partition_windows, shift_mask
+from d2x.backbones.base import ImageBackbone, arguments
+from d2x.backbones.swin_v2_attention import CosineAttention, shift_mask
+from d2x.backbones.tracing import recording
 
-_EPSILON = 1e-6  # of every layer norm in here
+# Of every layer norm in here.
+_layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class SwinV2Block(nn.Module):
@@ -32,6 +39,8 @@ class SwinV2Block(nn.Module):
         shift: cyclic shift of the windows in tokens; 0 for none.
         shift_mask_value: see :func:`d2x.backbones.swin_v2_attention.shift_mask`.
     """
+
+    shift_masks: Tensor
 
     def __init__(
         self,
@@ -47,10 +56,10 @@ class SwinV2Block(nn.Module):
     ):
         super().__init__()
         self.window, self.shift, self.shift_mask_value = window, shift, shift_mask_value
-        self.norm1 = nn.LayerNorm(dim, eps=_EPSILON)
+        self.norm1 = _layer_norm(dim)
         self.attn = CosineAttention(dim=dim, num_heads=num_heads, window=window, pretrained_window=pretrained_window)
         self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=_EPSILON)
+        self.norm2 = _layer_norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         if window and shift:  # the four kinds of windows, as a map of 2 x 2 of them has them
             kinds = shift_mask((2 * window, 2 * window), window, shift, shift_mask_value, torch.device("cpu"))
@@ -69,20 +78,21 @@ class SwinV2Block(nn.Module):
     def _attend_in_windows(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
         right, bottom = -width % self.window, -height % self.window
-        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        traced = recording()
         if right or bottom or traced:
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
         padded_hw, window_hw = (x.shape[1], x.shape[2]), (self.window, self.window)
+        if self.shift:
+            x = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
+        x = window_partition(x, window_hw).flatten(1, 2)
         if not self.shift:
-            windows = self.attn(partition_windows(x, self.window), window_hw)
+            windows = self.attn(x, window_hw)
+        elif traced:  # one graph for any number of windows
+            mask = shift_mask(padded_hw, self.window, self.shift, self.shift_mask_value, x.device)
+            windows = self.attn(x, window_hw, mask)
         else:
-            x = partition_windows(torch.roll(x, (-self.shift, -self.shift), dims=(1, 2)), self.window)
-            if traced:  # one graph for any number of windows
-                mask = shift_mask(padded_hw, self.window, self.shift, self.shift_mask_value, x.device)
-                windows = self.attn(x, window_hw, mask)
-            else:
-                windows = self.attn.attend_in_shifted_windows(x, padded_hw, self.shift_masks)
-        x = merge_windows(windows, self.window, padded_hw)
+            windows = self.attn.attend_in_shifted_windows(x, padded_hw, self.shift_masks)
+        x = window_reverse(windows, window_hw, padded_hw)
         if self.shift:
             x = torch.roll(x, (self.shift, self.shift), dims=(1, 2))
         return x[:, :height, :width]
@@ -94,29 +104,13 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-        self.norm = nn.LayerNorm(2 * dim, eps=_EPSILON)
+        self.norm = _layer_norm(2 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2C)."""
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.norm(self.reduction(torch.cat(corners, dim=-1)))
-
-
-class PatchEmbed(nn.Module):
-    """Pixels to tokens of 4 x 4; the image is padded right and bottom with zeros to a multiple of 4."""
-
-    def __init__(self, dim: int, patch_size: int = 4):
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(3, dim, patch_size, patch_size)
-        self.norm = nn.LayerNorm(dim, eps=_EPSILON)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, ceil(H / 4), ceil(W / 4), C)."""
-        height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        return self.norm(self.proj(images).permute(0, 2, 3, 1))
 
 
 class SwinV2Stage(nn.Module):
@@ -138,7 +132,7 @@ class SwinV2Stage(nn.Module):
         return x, self.downsample(x) if self.downsample else None
 
 
-class SwinV2(Backbone):
+class SwinV2(ImageBackbone):
     """Swin Transformer V2 (arXiv:2111.09883) for detection.
 
     Args:
@@ -159,7 +153,6 @@ class SwinV2(Backbone):
     each halving. Any H, W >= 1 works.
     """
 
-    @configurable
     def __init__(
         self,
         *,
@@ -180,10 +173,12 @@ class SwinV2(Backbone):
         for name, values in (("heads", num_heads), ("windows", pretrained_window_sizes), ("blocks", global_blocks)):
             if len(values) != stages:
                 raise ValueError(f"Swin V2: {stages} stages (depths {list(depths)}) but {name} for {len(values)}")
-        unknown = set(out_features) - {f"p{i + 2}" for i in range(stages)}
-        if unknown or not out_features:
-            raise ValueError(f"Swin V2: out_features {list(out_features)} must be among p2 to p{stages + 1}")
-        self.patch_embed = PatchEmbed(embed_dim)
+        channels, strides = ([first * 2**i for i in range(stages)] for first in (embed_dim, 4))
+        self._set_outputs("Swin V2: out_features", out_features, channels, strides, letter="p")
+        # The image is padded right and bottom with zeros to a multiple of 4.
+        self.patch_embed = PatchEmbed(
+            None, 4, embed_dim=embed_dim, norm_layer=_layer_norm, output_fmt="NHWC", dynamic_img_pad=True
+        )
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         self.layers = nn.ModuleList()
         for i, depth in enumerate(depths):
@@ -203,29 +198,9 @@ class SwinV2(Backbone):
             ]
             merge = PatchMerging(dim) if i + 1 < stages else None
             self.layers.append(SwinV2Stage(blocks=blocks, downsample=merge, checkpointed=activation_checkpointing))
-        self._out_features = [f"p{i + 2}" for i in range(stages) if f"p{i + 2}" in out_features]
-        self._out_feature_strides = {f"p{i + 2}": 2 ** (i + 2) for i in range(stages)}
-        self._out_feature_channels = {f"p{i + 2}": embed_dim * 2**i for i in range(stages)}
         for name in self._out_features:
-            channels = self._out_feature_channels[name]
-            self.add_module(self._norm_name(name), nn.LayerNorm(channels, eps=_EPSILON))
+            self.add_module(self._norm_name(name), _layer_norm(self._out_feature_channels[name]))
         self._initialise()
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
-        node = cfg.MODEL.SWIN_V2
-        return {
-            "embed_dim": node.EMBED_DIM,
-            "depths": node.DEPTHS,
-            "num_heads": node.NUM_HEADS,
-            "window_size": node.WINDOW_SIZE,
-            "pretrained_window_sizes": node.PRETRAINED_WINDOW_SIZES,
-            "global_blocks": node.GLOBAL_BLOCKS,
-            "drop_path_rate": node.DROP_PATH,
-            "out_features": node.OUT_FEATURES,
-            "activation_checkpointing": node.ACTIVATION_CHECKPOINTING,
-            "shift_mask_value": -100.0 if node.RELEASED_SHIFT_MASK else float("-inf"),
-        }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W), normalised, of any size -> see the class."""
@@ -259,4 +234,6 @@ class SwinV2(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_swin_v2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinV2:
     """``MODEL.BACKBONE.NAME`` "build_swin_v2_backbone"; sizes from ``MODEL.SWIN_V2``."""
-    return SwinV2(cfg, input_shape)
+    options = arguments(cfg.MODEL.SWIN_V2, DROP_PATH="drop_path_rate")
+    options["shift_mask_value"] = -100.0 if options.pop("released_shift_mask") else float("-inf")
+    return SwinV2(**options)

@@ -1,9 +1,9 @@
 """Cosine attention of Swin V2 with a continuous position bias, inside windows or over the whole map.
 
-Swin Transformer V2 (arXiv:2111.09883), eq. 2 to 4. timm has the windowed form; what it lacks, and Plain-DETR needs, is
-attention over the whole map with the same bias network (a bias table made for the map at hand), offsets normalised by
-the window of pre-training when that differs from the window in use, and maps of any size: timm fixes the window
-to the map when the map is smaller, shifts before it pads, and masks accordingly, which gives other numbers.
+Swin Transformer V2 (arXiv:2111.09883), eq. 2 to 4. timm has the windowed form; what it lacks, and plain detectors need,
+is attention over the whole map with the same bias network (a bias table made for the map at hand), offsets normalised
+by the window of pre-training when that differs from the window in use, and maps of any size: timm fixes the window to
+the map when the map is smaller, shifts before it pads, and masks accordingly, which gives other numbers.
 
 Shapes: B maps of H x W tokens with C channels, S windows a map, T = window * window tokens a window, A heads.
 """
@@ -12,9 +12,11 @@ import math
 
 import torch
 import torch.nn.functional as F
+from timm.models.swin_transformer_v2 import window_partition
 from torch import Tensor, nn
 
 from d2x.backbones.shared_bias_attention import shared_bias_attention
+from d2x.backbones.tracing import recording
 
 # Norm of a query or key below this is not blown up to one (the released code adds it; it is no lower bound).
 _NORM_EPSILON = 5e-5
@@ -67,6 +69,9 @@ class CosineAttention(nn.Module):
         bias_hidden_dim: hidden width of the network that turns offsets into biases.
     """
 
+    relative_coords_table: Tensor
+    relative_position_index: Tensor
+
     def __init__(
         self, *, dim: int, num_heads: int, window: int = 0, pretrained_window: int = 0, bias_hidden_dim: int = 512
     ):
@@ -88,7 +93,7 @@ class CosineAttention(nn.Module):
             self.register_buffer("relative_coords_table", table[None], persistent=False)
             self.register_buffer("relative_position_index", offset_index((window, window)), persistent=False)
 
-        self._kept: tuple[tuple, list[Tensor], Tensor] | None = None
+        self._kept: tuple[tuple, list[nn.Parameter], Tensor] | None = None
 
     def train(self, mode: bool = True) -> "CosineAttention":
         self._kept = None
@@ -100,12 +105,12 @@ class CosineAttention(nn.Module):
         Without gradients the last one is kept for as long as the network's weights are the same.
         """
         weights = list(self.cpb_mlp.parameters())
-        if torch.is_grad_enabled() or _being_traced() or any(one.is_inference() for one in weights):
+        if torch.is_grad_enabled() or recording() or any(weight.is_inference() for weight in weights):
             return self._position_bias(grid_hw)
-        state = (tuple(grid_hw), *((one.data_ptr(), one._version, one.dtype, one.device) for one in weights))
+        state = (tuple(grid_hw), *((w.data_ptr(), w._version, w.dtype, w.device) for w in weights))
         if self._kept is not None:
             kept_state, kept_weights, bias = self._kept
-            if kept_state == state and all(one is other for one, other in zip(weights, kept_weights)):
+            if kept_state == state and all(weight is kept for weight, kept in zip(weights, kept_weights)):
                 return bias
         bias = self._position_bias(grid_hw)
         self._kept = (state, weights, bias) if bias.numel() <= _LARGEST_KEPT_BIAS else None
@@ -163,17 +168,17 @@ class CosineAttention(nn.Module):
         """
         count, tokens, dim = x.shape
         rows, columns = (size // self.window for size in map_hw)
-        parts = [one.unflatten(0, (-1, rows, columns)) for one in self._project(x)]
+        parts = [part.unflatten(0, (-1, rows, columns)) for part in self._project(x)]
         bias = self.position_bias((self.window, self.window))
         lines = []
         for last_row in ([False] if rows > 1 else []) + [True]:
             line = []
             for last_column in ([False] if columns > 1 else []) + [True]:
                 place = tuple(slice(-1, None) if last else slice(None, -1) for last in (last_row, last_column))
-                mine = [one[(slice(None), *place)] for one in parts]
+                mine = [part[(slice(None), *place)] for part in parts]
                 mask = masks[2 * last_row + last_column]
                 kind = bias + mask if last_row or last_column else bias
-                mixed = shared_bias_attention(*(one.flatten(0, 2) for one in mine), kind)
+                mixed = shared_bias_attention(*(part.flatten(0, 2) for part in mine), kind)
                 line.append(mixed.unflatten(0, mine[0].shape[:3]))
             lines.append(torch.cat(line, dim=2) if len(line) > 1 else line[0])
         mixed = torch.cat(lines, dim=1) if len(lines) > 1 else lines[0]  # (B, rows, columns, A, T, C / A)
@@ -191,24 +196,6 @@ class CosineAttention(nn.Module):
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 
-def _being_traced() -> bool:
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
-
-
-def partition_windows(x: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) with H, W multiples of the window -> (B * S, T, C), windows row by row within each map."""
-    batch, height, width, dim = x.shape
-    x = x.view(batch, height // window, window, width // window, window, dim)
-    return x.transpose(2, 3).reshape(-1, window * window, dim)
-
-
-def merge_windows(windows: Tensor, window: int, map_hw: tuple[int, int]) -> Tensor:
-    """Undo :func:`partition_windows`: (B * S, T, C) -> (B, H, W, C)."""
-    height, width = map_hw
-    x = windows.view(-1, height // window, width // window, window, window, windows.shape[-1])
-    return x.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
-
-
 def shift_mask(map_hw: tuple[int, int], window: int, shift: int, value: float, device: torch.device) -> Tensor:
     """Keep tokens that only the cyclic shift brought together from attending to each other.
 
@@ -224,6 +211,6 @@ def shift_mask(map_hw: tuple[int, int], window: int, shift: int, value: float, d
         position = torch.arange(size, device=device)
         regions.append((position >= size - window).long() + (position >= size - shift).long())
     region = regions[0][:, None] * 3 + regions[1][None, :]
-    region = partition_windows(region[None, :, :, None], window)[..., 0]  # (S, T)
+    region = window_partition(region[None, :, :, None], (window, window)).flatten(1)  # (S, T)
     apart = region[:, :, None] != region[:, None, :]
     return torch.zeros(apart.shape, device=device).masked_fill_(apart, value)

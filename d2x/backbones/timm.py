@@ -6,15 +6,16 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import timm
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from timm.layers import convert_sync_batchnorm
-from timm.utils.model import freeze_batch_norm_2d
+from detectron2.modeling import BACKBONE_REGISTRY
+from timm.layers.norm_act import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from d2x.backbones.base import ImageBackbone, arguments
 from d2x.backbones.weights import load_backbone_weights
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 _ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
-class TimmBackbone(Backbone):
+class TimmBackbone(ImageBackbone):
     """A timm feature extractor, by name; its outputs, their channels and strides are what timm says they are.
 
     An output is named for its stride as in detectron2's ResNet: "res2" at stride 4 to "res5" at stride 32, "res1" at
@@ -46,7 +47,6 @@ class TimmBackbone(Backbone):
         FileNotFoundError: ``weights`` does not exist.
     """
 
-    @configurable
     def __init__(
         self,
         *,
@@ -70,7 +70,7 @@ class TimmBackbone(Backbone):
         if drop_path_rate:
             options["drop_path_rate"] = drop_path_rate
         self.name = name
-        model = _with_download(name, options) if pretrained else _create(name, options)
+        model: Any = _with_download(name, options) if pretrained else _create(name, options)
         if norm == "FrozenBN":
             model = freeze_batch_norm_2d(model)
         elif norm == "SyncBN":
@@ -85,20 +85,6 @@ class TimmBackbone(Backbone):
         self._divisibility = math.lcm(*strides)
         if weights:
             load_backbone_weights(self, weights, key="MODEL.TIMM.WEIGHTS")
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
-        node = cfg.MODEL.TIMM
-        # A checkpoint of the whole detector replaces these weights, so a machine without them can still use it.
-        replaced = bool(cfg.MODEL.WEIGHTS)
-        return {
-            "name": node.NAME,
-            "out_indices": node.OUT_INDICES,
-            "weights": "" if replaced else node.WEIGHTS,
-            "pretrained": node.PRETRAINED and not replaced,
-            "drop_path_rate": node.DROP_PATH,
-            "norm": node.NORM,
-        }
 
     @property
     def size_divisibility(self) -> int:
@@ -137,6 +123,7 @@ def _output_names(strides: Sequence[int]) -> list[str]:
 
 def _create(name: str, options: dict, **loading) -> nn.Module:
     """A timm feature extractor for images of any size; ``TypeError`` stands for an unknown argument."""
+    unknown = TypeError(name)
     for any_size in _ANY_SIZE:
         try:
             return timm.create_model(name, features_only=True, **any_size, **options, **loading)
@@ -167,7 +154,7 @@ def _with_download(name: str, options: dict) -> nn.Module:
     except Exception as error:  # each transport has errors of its own: OSError, httpx's, the hub's, timm's RuntimeError
         known = timm.get_pretrained_cfg(name)
         source = (known.hf_hub_id or known.url) if known else ""
-        where = f" of {source.rstrip('/')}" if source else ""
+        where = f" of {str(source).rstrip('/')}" if source else ""
         raise ValueError(
             f"MODEL.TIMM.PRETRAINED: no pre-trained weights for '{name}': not in the local cache, and the download"
             f" failed ({_line(error)}). Without a network, fetch the file{where} elsewhere and set MODEL.TIMM.WEIGHTS"
@@ -189,7 +176,10 @@ def _line(error: BaseException) -> str:
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> TimmBackbone:
     """``MODEL.BACKBONE.NAME`` "build_timm_backbone"; settings from ``MODEL.TIMM``."""
-    return TimmBackbone(cfg, input_shape)
+    options = arguments(cfg.MODEL.TIMM, DROP_PATH="drop_path_rate")
+    if cfg.MODEL.WEIGHTS:  # a whole detector's, which replaces these: a machine without them can still use it
+        options |= {"weights": "", "pretrained": False}
+    return TimmBackbone(**options)
 
 
 def add_timm_config(cfg: CfgNode) -> None:

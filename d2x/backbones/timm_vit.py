@@ -2,20 +2,22 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor
 
+from d2x.backbones.base import ImageBackbone, arguments
 from d2x.backbones.timm import from_release
 from d2x.backbones.vit import pad_to_patches
 
 # Models that timm lacks: the sizes in which they differ from one that it has. DINOv3's ViT-L+ is its ViT-H+, smaller.
-_RESIZED = {
+_RESIZED: dict[str, tuple[str, dict[str, Any]]] = {
     f"vit_large_plus_patch16_dinov3{bias}": (
         f"vit_huge_plus_patch16_dinov3{bias}",
         {"embed_dim": 1024, "depth": 24, "num_heads": 16},
@@ -24,7 +26,7 @@ _RESIZED = {
 }
 
 
-class TimmViT(Backbone):
+class TimmViT(ImageBackbone):
     """A timm ViT whose chosen blocks' outputs are concatenated over channels (DINOv3's detector, arXiv:2508.10104).
 
     Args:
@@ -47,7 +49,6 @@ class TimmViT(Backbone):
         ValueError: no such model, or not one of this kind.
     """
 
-    @configurable
     def __init__(
         self,
         *,
@@ -64,6 +65,7 @@ class TimmViT(Backbone):
         known, sizes = (name, {}) if name in models else _RESIZED.get(name, (name, {}))
         if known not in models:
             raise ValueError(f"MODEL.TIMM_VIT.NAME: timm has no model '{name}'")
+        self.model: Any  # timm says no more of what it creates than that it is a module
         try:
             self.model = timm.create_model(
                 known, num_classes=0, dynamic_img_size=True, drop_path_rate=drop_path_rate, **sizes
@@ -85,19 +87,6 @@ class TimmViT(Backbone):
         self._out_features = ["p4"]
         self._out_feature_strides = {"p4": self.patch_size}
         self._out_feature_channels = {"p4": self.model.embed_dim * len(self.layers) * (2 if windows > 1 else 1)}
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
-        node = cfg.MODEL.TIMM_VIT
-        return {
-            "name": node.NAME,
-            "layers": node.LAYERS[0] if len(node.LAYERS) == 1 else node.LAYERS,
-            "normalise": node.NORMALISE,
-            "frozen": node.FROZEN,
-            "windows": node.WINDOWS,
-            "drop_path_rate": node.DROP_PATH,
-            "activation_checkpointing": node.ACTIVATION_CHECKPOINTING,
-        }
 
     def extra_repr(self) -> str:
         return self.name
@@ -153,4 +142,7 @@ def window_sizes(size: int, windows: int, patch_size: int) -> list[int]:
 @BACKBONE_REGISTRY.register()
 def build_timm_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmViT:
     """``MODEL.BACKBONE.NAME`` "build_timm_vit_backbone"; settings from ``MODEL.TIMM_VIT``."""
-    return TimmViT(cfg, input_shape)
+    options = arguments(cfg.MODEL.TIMM_VIT, DROP_PATH="drop_path_rate")
+    if len(options["layers"]) == 1:
+        options["layers"] = options["layers"][0]
+    return TimmViT(**options)

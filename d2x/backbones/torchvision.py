@@ -1,14 +1,17 @@
 """torchvision's classification networks as detectron2 backbones that load torchvision's weight files unchanged."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, regnet, resnet
+
+from d2x.backbones.base import StagedBackbone
 
 # depth -> (block, blocks per stage)
 RESNETS = {
@@ -47,46 +50,17 @@ def add_torchvision_config(cfg: CfgNode) -> None:
     node.STEM_STRIDE = 4  # of the ResNet; 2 leaves out the max pooling, and every stride is half
     node.REGNET = "x_400mf"  # or another size, "x_..." or "y_..." (with squeeze-excitation), as torchvision's name ends
     # Widths of a RegNet that are no multiple of the group width become the nearest one; at a tie "up" (torchvision's
-    # weights), or "even", as in the paper's code and the released CenterX (X-400MF: 384 instead of 400 channels).
+    # weights), or "even", as in the paper's code and what is trained with it (X-400MF: 384 instead of 400 channels).
     node.REGNET_ROUNDING = "up"
     node.NORM = "BN"  # or "SyncBN", "FrozenBN", "GN"
     node.FREEZE_AT = 0  # stages without gradient and with frozen statistics: 1 is the stem, 5 everything
     node.OUT_FEATURES = ["res5"]  # among res2 (stride 4; RegNet's first stage too) to res5 (stride 32)
 
 
-class StagedBackbone(Backbone):
-    """A stem and up to four stages, "res2" to "res5". A subclass says in ``stage_names`` what torchvision calls them.
+class TorchvisionBackbone(StagedBackbone):
+    """A network of torchvision's with its parameter names; ``torchvision_name`` is what it is called there."""
 
-    Stages after the last output wanted are not built. ``torchvision_name`` is the name of the network there.
-    """
-
-    stem_names: tuple[str, ...]
-    stage_names: tuple[str, ...]
     torchvision_name: str
-
-    def _set_outputs(self, out_features: Sequence[str], channels: Sequence[int], strides: Sequence[int]) -> None:
-        names = [f"res{i + 2}" for i in range(len(channels))]
-        unknown = sorted(set(out_features) - set(names))
-        if unknown or not out_features:
-            raise ValueError(f"MODEL.TORCHVISION.OUT_FEATURES {list(out_features)} must be among {names}")
-        self._out_features = [name for name in names if name in out_features]
-        self._out_feature_channels = dict(zip(names, channels))
-        self._out_feature_strides = dict(zip(names, strides))
-        self._stages = dict(zip(names[: 1 + names.index(self._out_features[-1])], self.stage_names))
-
-    def _is_used(self, stage: str) -> bool:
-        return stage in self._stages.values()
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) -> {name: (N, C, ceil(H / stride), ceil(W / stride))}."""
-        for name in self.stem_names:
-            x = self.get_submodule(name)(x)
-        outputs = {}
-        for name, stage in self._stages.items():
-            x = self.get_submodule(stage)(x)
-            if name in self._out_features:
-                outputs[name] = x
-        return outputs
 
     def extra_repr(self) -> str:
         return self.torchvision_name
@@ -122,7 +96,7 @@ class StagedBackbone(Backbone):
             self.set_submodule(name, FrozenBatchNorm2d.convert_frozen_batchnorm(module))
 
 
-class TorchvisionResNet(StagedBackbone):
+class TorchvisionResNet(TorchvisionBackbone):
     """ResNet (arXiv:1512.03385) with torchvision's parameter names; the strides of bottlenecks are in the 3x3.
 
     Args:
@@ -157,17 +131,16 @@ class TorchvisionResNet(StagedBackbone):
         block, blocks = RESNETS[depth]
         if len(widths) != len(blocks):
             raise ValueError(f"MODEL.TORCHVISION.WIDTHS needs {len(blocks)} numbers, got {list(widths)}")
-        self._set_outputs(
-            out_features, [width * block.expansion for width in widths], [stem_stride * 2**i for i in range(4)]
-        )
-        network = _WideResNet(block, blocks, widths, lambda channels: get_norm(norm, channels))
+        channels = [width * block.expansion for width in widths]
+        self._set_stages("MODEL.TORCHVISION.OUT_FEATURES", out_features, channels, stride=stem_stride)
+        network = _WideResNet(block, blocks, widths, _norm(norm))
         self.conv1, self.bn1, self.relu = network.conv1, network.bn1, network.relu
         self.maxpool = network.maxpool if stem_stride == 4 else nn.Identity()
         for stage in self._stages.values():
             self.add_module(stage, network.get_submodule(stage))
 
 
-class TorchvisionRegNet(StagedBackbone):
+class TorchvisionRegNet(TorchvisionBackbone):
     """RegNet (arXiv:2003.13678) with torchvision's parameter names.
 
     Args:
@@ -208,18 +181,23 @@ class TorchvisionRegNet(StagedBackbone):
             widths = sorted({_regnet_width(i, w_0, w_a, w_m) for i in range(depth)})
             params.group_widths = [min(group_width, width) for width in widths]
             params.widths = [round(width / group) * group for width, group in zip(widths, params.group_widths)]
-        self._set_outputs(out_features, params.widths, [4 * 2**i for i in range(len(params.widths))])
-        network = regnet.RegNet(params, stem_width=stem_width, norm_layer=lambda channels: get_norm(norm, channels))
+        self._set_stages("MODEL.TORCHVISION.OUT_FEATURES", out_features, params.widths)
+        network = regnet.RegNet(params, stem_width=stem_width, norm_layer=_norm(norm))
         self.stem = network.stem
         stages = network.trunk_output.named_children()
-        self.trunk_output = nn.ModuleDict({name: m for name, m in stages if self._is_used(f"trunk_output.{name}")})
+        used = self._stages.values()
+        self.trunk_output = nn.ModuleDict({name: m for name, m in stages if f"trunk_output.{name}" in used})
+
+
+def _norm(name: str) -> Callable[..., nn.Module]:
+    return partial(get_norm, name)  # pyright: ignore[reportReturnType]  None for the name "" alone
 
 
 class _WideResNet(resnet.ResNet):
     """torchvision's ResNet with other widths: its constructor asks ``_make_layer`` for 64, 128, 256 and 512."""
 
     def __init__(self, block, blocks: Sequence[int], widths: Sequence[int], norm):
-        self._widths = dict(zip((64, 128, 256, 512), widths))
+        self._widths: dict[int, int] = dict(zip((64, 128, 256, 512), widths))
         super().__init__(block, list(blocks), num_classes=1, norm_layer=norm)
 
     def _make_layer(self, block, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:

@@ -1,15 +1,18 @@
 """Plain ViT with ViTDet's windows: detectron2's implementation, for images of any size."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.utils import get_abs_pos
 from detectron2.modeling.backbone.vit import ViT
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from d2x.backbones.base import arguments
 
 
 class PlainViT(ViT):
@@ -33,7 +36,6 @@ class PlainViT(ViT):
     Outputs: ``{"p4": (B, embed_dim, ceil(H / 16), ceil(W / 16))}`` for a patch size of 16.
     """
 
-    @configurable
     def __init__(
         self,
         *,
@@ -62,29 +64,12 @@ class PlainViT(ViT):
             window_size=window_size,
             window_block_indexes=[i for i in range(depth) if i not in global_blocks],
             pretrain_img_size=pretrain_image_size,
-            norm_layer=_layer_norm,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]  typed as the class
             out_feature="p4",
         )
         self.patch_size, self.activation_checkpointing = patch_size, activation_checkpointing
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
-        node = cfg.MODEL.VIT
-        return {
-            "embed_dim": node.EMBED_DIM,
-            "depth": node.DEPTH,
-            "num_heads": node.NUM_HEADS,
-            "patch_size": node.PATCH_SIZE,
-            "window_size": node.WINDOW_SIZE,
-            "global_blocks": node.GLOBAL_BLOCKS,
-            "drop_path_rate": node.DROP_PATH,
-            "pretrain_image_size": node.PRETRAIN_IMAGE_SIZE,
-            "relative_position": node.RELATIVE_POSITION,
-            "image_size": node.IMAGE_SIZE,
-            "activation_checkpointing": node.ACTIVATION_CHECKPOINTING,
-        }
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B, 3, H, W), normalised, of any size -> see the class."""
         x = self.patch_embed(pad_to_patches(images, self.patch_size))
         x = x + get_abs_pos(self.pos_embed, self.pretrain_use_cls_token, (x.shape[1], x.shape[2]))
@@ -96,10 +81,6 @@ class PlainViT(ViT):
         return {"p4": x.permute(0, 3, 1, 2)}
 
 
-def _layer_norm(dim: int) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=1e-6)
-
-
 def pad_to_patches(images: Tensor, patch_size: int) -> Tensor:
     """Pad (B, 3, H, W) right and bottom with zeros until height and width are multiples of the patch size."""
     height, width = images.shape[-2:]
@@ -109,4 +90,4 @@ def pad_to_patches(images: Tensor, patch_size: int) -> Tensor:
 @BACKBONE_REGISTRY.register()
 def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PlainViT:
     """``MODEL.BACKBONE.NAME`` "build_vit_backbone"; sizes from ``MODEL.VIT``."""
-    return PlainViT(cfg, input_shape)
+    return PlainViT(**arguments(cfg.MODEL.VIT, DROP_PATH="drop_path_rate"))

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from d2x.backbones.naming import common_names, owner
@@ -101,23 +102,24 @@ def load_backbone_weights(backbone: nn.Module, source: str, *, key: str = "MODEL
             explains; names the file and whose names it has. Or a name that cannot be had.
     """
     wanted = {name: value for name, value in backbone.state_dict().items() if not name.endswith(_DERIVED)}
-    inside, found = max(
+    inside, matching = max(
         ((state, _match(state, wanted)) for state in _networks(_tensors(source, backbone, key), len(wanted))),
         key=lambda pair: len(pair[1]),
     )
     tensors = inside
-    if len(found) < len(wanted) and isinstance(backbone, Converts):
+    if len(matching) < len(wanted) and isinstance(backbone, Converts):
         released = _released(backbone, inside)
         converted = _match(released, wanted)
-        if len(converted) > len(found):
-            tensors, found = released, converted
+        if len(converted) > len(matching):
+            tensors, matching = released, converted
     kind = f"{type(backbone).__name__}({backbone.extra_repr()})"
     whose = f"it holds {owner(inside)}, the backbone has {owner(wanted)}"
-    if len(found) < _LEAST_FOUND * len(wanted):
+    if len(matching) < _LEAST_FOUND * len(wanted):
         raise ValueError(
-            f"{source}: weights of another network: it has {len(found)} of the {len(wanted)} tensors of {kind}; {whose}"
+            f"{source}: weights of another network: it has {len(matching)} of the {len(wanted)} tensors of {kind};"
+            f" {whose}"
         )
-    named = {ours: _part(ours, theirs, tensors[theirs]) for ours, theirs in found.items()}
+    named = {ours: _part(ours, theirs, tensors[theirs]) for ours, theirs in matching.items()}
     usable = {name: _fit(name, value, wanted[name]) for name, value in named.items()}
     for name, value in usable.items():
         if value.shape != wanted[name].shape:
@@ -156,10 +158,11 @@ def weight_hooks(cfg: CfgNode, model: nn.Module, backbone: str = "backbone") -> 
 
 def _tensors(source: str, backbone: nn.Module, key: str) -> dict[str, Tensor]:
     """Every tensor of the file's state dict."""
+    state: dict
     if os.path.isfile(source):
         state = _read(source)
     elif not os.path.splitext(source)[1] and isinstance(backbone, Downloads):
-        state = backbone.download(source)
+        state = dict(backbone.download(source))
     else:
         by_name = "" if os.path.splitext(source)[1] else f" ({type(backbone).__name__} has no weights by name)"
         raise FileNotFoundError(f"{key}: file not found: {source}{by_name}")
@@ -219,14 +222,14 @@ def _match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[st
     """Name in the backbone -> name in the file."""
     ours = {common: name for name, common in common_names(wanted).items()}
     loosely = {common.replace("_", "."): name for common, name in ours.items()}  # timm's features: a_b for a.b
-    found = {}
+    matching = {}
     for theirs, common in common_names(state).items():
         joint = _JOINT_BIAS.match(common)
         if joint and common not in ours:
-            found |= {ours[n]: theirs for n in (f"{joint[1]}q_bias", f"{joint[1]}v_bias") if n in ours}
+            matching |= {ours[n]: theirs for n in (f"{joint[1]}q_bias", f"{joint[1]}v_bias") if n in ours}
         elif name := ours.get(common) or loosely.get(common.replace("_", ".")):
-            found[name] = theirs
-    return found
+            matching[name] = theirs
+    return matching
 
 
 def _part(ours: str, theirs: str, value: Tensor) -> Tensor:
@@ -258,7 +261,7 @@ def _report(
         changed = theirs is None or value is not named[name]
         if theirs is None:  # changed by a converter: the file's name ends like ours
             theirs = next((other for other in source if other.endswith(name) or name.endswith(other)), None)
-        if changed:
+        if theirs is None or changed:
             before = tuple(source[theirs].shape) if theirs else "several"
             report.interpolated[name] = f"{before} -> {tuple(value.shape)}"
         elif theirs == name:

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from safetensors.torch import load_file, save
 
 from d2x.atomic_files import atomic_write
+from d2x.distributed import from_main
 
 # Loading is an error when fewer of the model's tensors than this are found, by name and shape, in the file.
 LEAST_MATCH = 0.5
@@ -81,8 +82,8 @@ class Checkpointer(DetectionCheckpointer):
         """Paths of the checkpoints that a run can be resumed from, the latest first."""
         if not self.save_dir or not os.path.isdir(self.save_dir):
             return []
-        found = [os.path.join(self.save_dir, name) for name in os.listdir(self.save_dir) if RESUMABLE.match(name)]
-        return sorted(found, key=_age, reverse=True)
+        names = filter(RESUMABLE.match, os.listdir(self.save_dir))
+        return sorted((os.path.join(self.save_dir, name) for name in names), key=_iteration, reverse=True)
 
     def get_checkpoint_file(self) -> str:
         """The newest checkpoint that is whole: what ``last_checkpoint`` names, or else the latest before it.
@@ -92,7 +93,7 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             DamagedCheckpoint: there are checkpoints, and none is whole.
         """
-        (chosen,) = comm.all_gather(self._newest_whole() if comm.is_main_process() else None)[:1]
+        chosen = from_main(self._newest_whole() if comm.is_main_process() else "")
         if isinstance(chosen, CheckpointError):
             raise chosen
         return chosen
@@ -136,9 +137,8 @@ class Checkpointer(DetectionCheckpointer):
         if filename.endswith((".pkl", ".pyth")):  # detectron2 would unpickle them
             raise CheckpointError(f"{filename}: refused, a pickle can run code; {_convert_hint()}")
         checkpoint = read_checkpoint(filename)
-        if isinstance(checkpoint, dict) and "model" not in checkpoint:
-            checkpoint = {"model": checkpoint}
-        _require_weights(checkpoint, filename)
+        state = _weights(checkpoint, filename)
+        checkpoint = checkpoint if "model" in checkpoint else {"model": state}
         # With it detectron2 would match tensors by the ends of their names and take what it finds, however little.
         if checkpoint.pop("matching_heuristics", False) is not False:
             self.logger.warning("%s: its key matching_heuristics is not followed: names must be the model's", filename)
@@ -171,6 +171,16 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
 
 
+def read_state(path: str) -> dict[str, torch.Tensor]:
+    """The state dict in a checkpoint file, without the prefix that data-parallel training adds to names.
+
+    Raises:
+        CheckpointError: see ``read_checkpoint``; or it holds no weights by name.
+    """
+    state = _weights(read_checkpoint(path), path)
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
 def find_damage(path: str, *, must_be_zip: bool = True) -> str | None:
     """What is wrong with a file as such, in a few words; None if nothing is. Reads all of it, runs nothing.
 
@@ -197,11 +207,11 @@ def to_safetensors(state: dict[str, torch.Tensor], values: dict[str, Any] | None
     return save(tensors, {name: str(value) for name, value in (values or {}).items()} or None)
 
 
-def _age(path: str) -> float:
+def _iteration(path: str) -> float:
     """The iteration of a checkpoint; a final one may be of a shorter training that was continued."""
-    found = RESUMABLE.match(os.path.basename(path)).group(1)
-    if found != "final":
-        return int(found)
+    number = os.path.basename(path).removeprefix("model_").removesuffix(".pth")
+    if number != "final":
+        return int(number)
     try:
         return int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["iteration"])
     except Exception:  # damaged: whoever wants to load it will be told
@@ -216,15 +226,16 @@ def _convert_hint() -> str:
     return "if you trust its source, convert it with tools/convert_checkpoint.py --trust-pickle (--model any)"
 
 
-def _require_weights(checkpoint: Any, path: str) -> None:
-    """Refuse what is no {"model": {name: dense real tensor}, ...}."""
-    state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+def _weights(checkpoint: Any, path: str) -> dict[str, torch.Tensor]:
+    """The state dict of {"model": state dict, ...}, or what is one; refused if it is not {name: dense real tensor}."""
+    state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{path}: not a checkpoint: it holds no weights by name")
     for name, value in state.items():
         usable = isinstance(name, str) and isinstance(value, torch.Tensor)
         if not usable or value.layout != torch.strided or value.is_complex() or value.is_meta or value.is_quantized:
             raise CheckpointError(f"{path}: not a checkpoint: {str(name)[:100]!r} is no dense tensor of real numbers")
+    return state
 
 
 def _require_match(model: torch.nn.Module, state: dict[str, Any], path: str) -> None:

@@ -1,4 +1,4 @@
-"""Whether two checkpoints hold the same, to the last bit."""
+"""Comparison of two checkpoints to the last bit."""
 
 import hashlib
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ def fingerprint(content: Any) -> str:
     return digest.hexdigest()
 
 
-def differences(one: Any, other: Any) -> list[str]:
+def differences(first: Any, second: Any) -> list[str]:
     """Names of what only one of two checkpoints has, or what is not the same in both."""
-    ours, theirs = dict(flattened(one)), dict(flattened(other))
+    ours, theirs = dict(flattened(first)), dict(flattened(second))
     return [
         name
         for name in [*ours, *(name for name in theirs if name not in ours)]

@@ -1,4 +1,4 @@
-"""When checkpoints are written, and which of them are kept."""
+"""Checkpoint hooks: when checkpoints are written, and which of them are kept."""
 
 import contextlib
 import logging

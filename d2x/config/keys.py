@@ -118,11 +118,11 @@ def _add_optimization(cfg: CN) -> None:
 
 
 def _add_losses(cfg: CN) -> None:
-    # Scale every loss to a fixed target each iteration (CenterX's "communist" loss); for any model.
+    # Scale every loss to a fixed target each iteration (the "communist" loss); for any model.
     cfg.ADAPTIVE_LOSS = CN()
     cfg.ADAPTIVE_LOSS.ENABLED = False
     # (pattern, target): the first shell-style pattern that matches a loss' name counts; other losses are unchanged.
-    # For Plain-DETR e.g. [["loss_class*", 1.0], ["loss_box*", 1.0], ["loss_giou*", 1.0]].
+    # For a DETR e.g. [["loss_class*", 1.0], ["loss_box*", 1.0], ["loss_giou*", 1.0]].
     cfg.ADAPTIVE_LOSS.TARGETS = [["*cls*", 1.5], ["*wh*", 0.3], ["*off*", 0.1]]
     cfg.ADAPTIVE_LOSS.MIN_LOSS = 1e-12  # a loss nearer to zero is left out for the step
     cfg.ADAPTIVE_LOSS.MAX_WEIGHT = 0.0  # limit of the weights; 0 for none

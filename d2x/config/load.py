@@ -1,4 +1,4 @@
-"""From a yaml file and KEY VALUE pairs to a config. No data set is looked at here."""
+"""Loading of a config from a yaml file and KEY VALUE pairs. No data set is looked at here."""
 
 import ast
 import difflib

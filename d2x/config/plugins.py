@@ -1,4 +1,4 @@
-"""The packages that bring detectors: installed ones are found by their entry point, others are named."""
+"""Plugins, the packages that bring detectors: installed ones by their entry point, others by name."""
 
 import argparse
 import functools

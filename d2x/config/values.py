@@ -1,4 +1,4 @@
-"""Values that no run can be made from, found before anything is built."""
+"""Validation of config values from which no run can be made, before anything is built."""
 
 import math
 
@@ -34,6 +34,8 @@ def require_values(cfg: CfgNode, defaults: CfgNode) -> None:
     for key, default in flat_items(defaults):
         if given.get(key) is None and default is not None:
             raise ValueError(f"{key} must be a {type(default).__name__}, got nothing")
+        if default is None and not _is_optional_number(given[key]):
+            raise ValueError(f"{key} must be a number, or None, got {_shown(given[key])}")
     for key in _TEXTS:
         if not all(isinstance(value, str) for value in given[key]):
             raise ValueError(f"{key} must be names, got {_shown(given[key])}")
@@ -47,6 +49,10 @@ def require_values(cfg: CfgNode, defaults: CfgNode) -> None:
     for key in _THREE_NUMBERS:
         if not given[key] or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in given[key]):
             raise ValueError(f"{key} must be a number for each channel, got {_shown(given[key])}")
+
+
+def _is_optional_number(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value))
 
 
 def _shown(value: object) -> str:

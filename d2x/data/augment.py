@@ -2,9 +2,13 @@
 
 All are detectron2 ``Augmentation`` s, draw from numpy's global generator like detectron2's own, and expect RGB uint8
 images (h, w, 3). Boxes are xyxy px, (0, 0) being the top left corner of the top left pixel.
+
+detectron2 reads the names of ``get_transform``'s arguments, which its base class declares as ``*args``, and fvcore's
+abstract ``apply_*`` have no return type: hence the ignored overrides.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,34 +19,10 @@ from torch import nn
 from torchvision.transforms import v2
 
 
-class TorchvisionColour(Transform):
-    """Apply a torchvision v2 transform that leaves geometry alone, with its random choices fixed by ``seed``."""
-
-    def __init__(self, transform: nn.Module, seed: int):
-        super().__init__()
-        self.transform = transform
-        self.seed = seed
-
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
-        tensor = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return self.transform(tensor).numpy().transpose(1, 2, 0)
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return segmentation
-
-    def inverse(self) -> Transform:
-        return NoOpTransform()
-
-
 class StrongColour(T.Augmentation):
     """With a probability, a few strong changes: jitter, blur, noise, sharpness, JPEG, posterising and others.
 
-    Stands where the original CenterX has its "imgaug" set; geometry stays as it is.
+    Stands where the released code has its "imgaug" set; geometry stays as it is.
 
     Args:
         prob: how often an image is changed.
@@ -66,14 +46,18 @@ class StrongColour(T.Augmentation):
         if not 1 <= most <= len(self._operations):
             raise ValueError(f"StrongColour: most must be 1 to {len(self._operations)}, got {most}")
 
-    def get_transform(self, image: np.ndarray) -> Transform:
+    def get_transform(self, image: np.ndarray) -> Transform:  # pyright: ignore[reportIncompatibleMethodOverride]
         count = np.random.randint(1, self.most + 1)
         chosen = np.random.choice(len(self._operations), count, replace=False)
-        return _sometimes(self.prob, v2.Compose([self._operations[index] for index in chosen]))
+        operations = v2.Compose([self._operations[index] for index in chosen])
+        apply, seed = np.random.uniform() < self.prob, int(np.random.randint(2**31 - 1))
+        return T.ColorTransform(partial(_with_torchvision, operations, seed)) if apply else NoOpTransform()
 
 
 class Warp(Transform):
     """Scale and shift the content onto a canvas of another size; what lies outside the image gets one colour.
+
+    detectron2's ``ExtentTransform`` skips pixels when it makes things smaller, and its colour reaches no canvas.
 
     Args:
         matrix: (2, 3), takes (x, y, 1) of the source to (x, y) of the canvas, px from corners (not pixel centres). Only
@@ -94,19 +78,19 @@ class Warp(Transform):
         self.matrix = np.asarray(matrix, dtype=np.float64)
         self.source_hw, self.canvas_hw, self.fill = source_hw, canvas_hw, fill
 
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
+    def apply_image(self, img: np.ndarray) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         picture = Image.fromarray(img)
         shrink = max(1, int(1 / max(self.matrix[0, 0], self.matrix[1, 1])))  # bilinear alone would skip pixels
         fill = tuple(int(round(value)) for value in np.broadcast_to(self.fill, (img.shape[2],)))
         # Whole blocks only: Pillow takes a cut-off one at the border for a whole one, which would stretch the content.
-        whole = Image.new(picture.mode, tuple(-(-side // shrink) * shrink for side in picture.size), fill)
+        whole = Image.new(picture.mode, [-(-side // shrink) * shrink for side in picture.size], fill)
         whole.paste(picture)
         return self._resample(whole.reduce(shrink), shrink, Image.Resampling.BILINEAR, fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         return self._resample(Image.fromarray(segmentation), 1, Image.Resampling.NEAREST, 0)
 
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         coords = np.asarray(coords, dtype=np.float64)
         return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
 
@@ -119,7 +103,7 @@ class Warp(Transform):
         back = self.inverse().matrix / shrink  # Pillow wants canvas to source; its coordinates are from corners, too
         height, width = self.canvas_hw
         return np.asarray(
-            picture.transform((width, height), Image.Transform.AFFINE, back.ravel(), filter, fillcolor=fill)
+            picture.transform((width, height), Image.Transform.AFFINE, back.ravel().tolist(), filter, fillcolor=fill)
         )
 
 
@@ -163,9 +147,9 @@ class CenterAffine(T.Augmentation):
         super().__init__()
         if not 0 < scale_range[0] <= scale_range[1]:
             raise ValueError(f"CenterAffine: scale_range must be positive and ascending, got {scale_range}")
-        self.canvas_hw, self.scale_range, self.border, self.fill = tuple(canvas_hw), scale_range, border, fill
+        self.canvas_hw, self.scale_range, self.border, self.fill = canvas_hw, scale_range, border, fill
 
-    def get_transform(self, image: np.ndarray) -> Transform:
+    def get_transform(self, image: np.ndarray) -> Transform:  # pyright: ignore[reportIncompatibleMethodOverride]
         height, width = image.shape[:2]
         aspect = self.canvas_hw[1] / self.canvas_hw[0]
         side = max(width, height * aspect) * np.random.uniform(*self.scale_range)
@@ -195,7 +179,7 @@ class ZoomOut(T.Augmentation):
             raise ValueError(f"ZoomOut: largest must be at least 1, got {largest}")
         self.prob, self.largest, self.fill = prob, largest, fill
 
-    def get_transform(self, image: np.ndarray) -> Transform:
+    def get_transform(self, image: np.ndarray) -> Transform:  # pyright: ignore[reportIncompatibleMethodOverride]
         if np.random.uniform() >= self.prob:
             return NoOpTransform()
         height, width = image.shape[:2]
@@ -203,12 +187,14 @@ class ZoomOut(T.Augmentation):
         canvas = (int(height * ratio), int(width * ratio))
         top = np.random.randint(0, canvas[0] - height + 1)
         left = np.random.randint(0, canvas[1] - width + 1)
-        matrix = [[1, 0, left], [0, 1, top]]
+        matrix = np.array([[1, 0, left], [0, 1, top]])
         return Warp(matrix, source_hw=(height, width), canvas_hw=canvas, fill=self.fill)
 
 
 class BoxCentreCrop(T.RandomCrop):
     """detectron2's ``RandomCrop``, placed so that the centre of at least one box is inside; as there without boxes.
+
+    detectron2's ``gen_crop_transform_with_instance`` can miss the centre by a pixel, and fails if it is outside.
 
     One box is drawn, then a place among those that hold its centre. Boxes whose centre lies outside the image are not
     drawn. Boxes are cut at the border (by the mapper), also those whose centre is outside the crop.
@@ -218,7 +204,9 @@ class BoxCentreCrop(T.RandomCrop):
         crop_size: (height, width) px or fractions, by the type.
     """
 
-    def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> Transform:
+    def get_transform(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, image: np.ndarray, boxes: np.ndarray | None
+    ) -> CropTransform:
         size = image.shape[:2]
         crop = self.get_crop_size(size)
         centre = _random_centre(boxes, size)
@@ -238,10 +226,12 @@ class _GaussianNoise(nn.Module):
         return (image + torch.randn(image.shape) * sigma).round().clamp(0, 255).to(image.dtype)
 
 
-def _sometimes(prob: float, transform: nn.Module) -> Transform:
-    apply = np.random.uniform() < prob
-    seed = int(np.random.randint(2**31 - 1))
-    return TorchvisionColour(transform, seed) if apply else NoOpTransform()
+def _with_torchvision(transform: nn.Module, seed: int, image: np.ndarray) -> np.ndarray:
+    """A v2 transform on an (h, w, 3) image, with its random choices fixed by ``seed``."""
+    tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return transform(tensor).numpy().transpose(1, 2, 0)
 
 
 def _random_centre(boxes: np.ndarray | None, size: tuple[int, int]) -> tuple[float | None, float | None]:

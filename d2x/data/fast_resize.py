@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import Transform
+from fvcore.transforms.transform import NoOpTransform
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +25,12 @@ class FastResizeTransform(T.ResizeTransform):
 
     What it returns is laid out channel by channel, so that ``transpose(2, 0, 1)`` of it is contiguous.
     """
+
+    h: int
+    w: int
+    new_h: int
+    new_w: int
+    interp: int
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """
@@ -57,9 +63,9 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
         super().__init__(short_edge_length, max_size, sample_style, interp)
         self.fast = fast
 
-    def get_transform(self, image: np.ndarray) -> Transform:
+    def get_transform(self, image: np.ndarray) -> NoOpTransform | T.ResizeTransform:
         transform = super().get_transform(image)
-        return _faster(transform) if self.fast else transform
+        return _faster(transform) if self.fast and isinstance(transform, T.ResizeTransform) else transform
 
 
 class Resize(T.Resize):
@@ -69,20 +75,18 @@ class Resize(T.Resize):
         super().__init__(shape, interp)
         self.fast = fast
 
-    def get_transform(self, image: np.ndarray) -> Transform:
+    def get_transform(self, image: np.ndarray) -> T.ResizeTransform:
         transform = super().get_transform(image)
         return _faster(transform) if self.fast else transform
 
 
-def _faster(transform: Transform) -> Transform:
-    if type(transform) is not T.ResizeTransform:  # nothing to do, when the size is 0
-        return transform
-    return FastResizeTransform(transform.h, transform.w, transform.new_h, transform.new_w, transform.interp)
+def _faster(transform: T.ResizeTransform) -> FastResizeTransform:
+    return FastResizeTransform(**vars(transform))
 
 
 def _tensor(img: np.ndarray) -> Tensor:
     """The same values; torch has no negative strides, as a flip leaves them, but flips far faster than numpy copies."""
-    backwards = [axis for axis, stride in enumerate(img.strides) if stride < 0]
+    backwards = tuple(axis for axis, stride in enumerate(img.strides) if stride < 0)
     forwards = np.flip(img, backwards)
     tensor = torch.from_numpy(forwards if forwards.flags.writeable else forwards.copy())
     return tensor.flip(backwards) if backwards else tensor

@@ -46,20 +46,20 @@ def find_images(inputs: Sequence[str | Path], also: Collection[str] = ()) -> lis
         ValueError: a folder without images, or a file of another kind; names it.
     """
     known = SUFFIXES.union(also)
-    found: list[Path] = []
+    paths: list[Path] = []
     for item in map(Path, inputs):
         if item.is_dir():
             inside = sorted(path for path in item.iterdir() if path.suffix.lower() in SUFFIXES)
             if not inside:
                 raise ValueError(f"no images in folder {item}")
-            found += inside
+            paths += inside
         elif not item.exists():
             raise FileNotFoundError(f"input not found: {item}")
         elif item.suffix.lower() in known:
-            found.append(item)
+            paths.append(item)
         else:
             raise ValueError(f"{item}: not a kind of file that is read ({', '.join(sorted(known))})")
-    return found
+    return paths
 
 
 def read_image(path: str | os.PathLike, image_format: str | None = "RGB", *, fast: bool = True) -> np.ndarray:

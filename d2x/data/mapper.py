@@ -1,4 +1,4 @@
-"""From a record of a data set to what a detector is fed: detectron2's ``DatasetMapper``, made robust to bad files."""
+"""Dataset mapper: detectron2's ``DatasetMapper`` for boxes, made robust to bad files."""
 
 import copy
 import logging
@@ -34,12 +34,16 @@ def make_train_mapper(cfg: CfgNode, augmentations: Sequence[T.Augmentation]) -> 
 
     Reads ``DATASETS.TRAIN``, whose metadata may hold ``labelled_classes``, and detectron2's ``INPUT.FORMAT``.
     """
-    return DetectionMapper(cfg, is_train=True, augmentations=list(augmentations))
+    return DetectionMapper(**_arguments(cfg, augmentations, is_train=True))
 
 
 def make_test_mapper(cfg: CfgNode, augmentations: Sequence[T.Augmentation]) -> "DetectionMapper":
     """Mapper for evaluation: images only; an unreadable image raises ``BadImageError``."""
-    return DetectionMapper(cfg, is_train=False, augmentations=list(augmentations))
+    return DetectionMapper(**_arguments(cfg, augmentations, is_train=False))
+
+
+def _arguments(cfg: CfgNode, augmentations: Sequence[T.Augmentation], *, is_train: bool) -> dict:
+    return {**DetectionMapper.from_config(cfg, is_train), "augmentations": list(augmentations)}
 
 
 class DetectionMapper(DatasetMapper):
@@ -103,10 +107,12 @@ class DetectionMapper(DatasetMapper):
         boxes = np.array([annotation["bbox"] for annotation in annotations]).reshape(-1, 4)
         augmented = T.AugInput(image, boxes=boxes)
         transforms = self.augmentations(augmented)
-        record["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        image = augmented.image
+        assert image is not None
+        record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.is_train:
             record["annotations"] = annotations
-            self._transform_annotations(record, transforms, augmented.image.shape[:2])
+            self._transform_annotations(record, transforms, image.shape[:2])
             self._add_labelled_classes(record)
         return record
 
@@ -135,7 +141,7 @@ class DetectionMapper(DatasetMapper):
             record["dataset_name"] = next(iter(self.labelled_classes))
         labelled = record.pop("labelled_classes", None)
         if labelled is None:
-            labelled = self.labelled_classes.get(record.get("dataset_name"))
+            labelled = self.labelled_classes.get(record.get("dataset_name", ""))
         if labelled is not None:
             record["labelled_classes"] = torch.as_tensor(list(labelled), dtype=torch.int64)
 
@@ -146,7 +152,8 @@ def _with_float_box(annotation: dict) -> dict:
 
 
 def _xyxy(annotation: dict) -> list[float]:
-    return BoxMode.convert([float(value) for value in annotation["bbox"]], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    box = [float(value) for value in annotation["bbox"]]
+    return [float(value) for value in BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)]
 
 
 def _has_area(annotation: dict) -> bool:

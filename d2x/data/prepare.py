@@ -1,4 +1,4 @@
-"""The data sets of a config: registered under their names, the user's own put in place, the classes counted."""
+"""Preparation of a config's data sets: registered, the user's own put in place, the classes counted."""
 
 import difflib
 
@@ -72,9 +72,9 @@ def class_names(cfg: CfgNode) -> list[str]:
 
 
 def _resolve_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
-    found = {name: list(MetadataCatalog.get(name).get("thing_classes", [])) for name in names}
+    classes_of = {name: list(MetadataCatalog.get(name).get("thing_classes", [])) for name in names}
     classes, source = list(cfg.DATASETS.CLASS_NAMES), "DATASETS.CLASS_NAMES"
-    for name, its_classes in found.items():
+    for name, its_classes in classes_of.items():
         if not classes:
             classes, source = its_classes, f"data set '{name}'"
         elif its_classes and its_classes != classes:

@@ -1,4 +1,4 @@
-"""Starts the processes of a job: one, several on this machine and others, or as ``torchrun`` has started them."""
+"""Launcher of a job's processes: one, several on this machine and others, or as ``torchrun`` has started them."""
 
 import logging
 import multiprocessing
@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import launch as launch_detectron2
 from detectron2.utils import comm
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from d2x.engine.resume.stopping import SIGNALS
 from d2x.errors import one_line_errors
@@ -73,7 +75,7 @@ def launch(
         with one_line_errors():
             main(*args)
         return
-    before = {one: signal.signal(one, _pass_on) for one in SIGNALS}
+    before = {each: signal.signal(each, _pass_on) for each in SIGNALS}
     try:
         with one_line_errors():
             _require_place(machines, machine_rank, dist_url)
@@ -89,8 +91,8 @@ def launch(
         print(error, file=sys.stderr)
         sys.exit(1)
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _require_place(machines: int, machine_rank: int, dist_url: str | None) -> None:
@@ -109,8 +111,9 @@ def _main_of_process(main: Callable, args: tuple, processes: int) -> None:
 
 
 def _pass_on(number: int, frame) -> None:
-    for child in multiprocessing.active_children():
-        os.kill(child.pid, number)
+    for pid in [child.pid for child in multiprocessing.active_children()]:
+        if pid is not None:
+            os.kill(pid, number)
 
 
 def _join_group() -> None:
@@ -123,13 +126,13 @@ def _join_group() -> None:
         )
     if gpus:
         torch.cuda.set_device(local)
-    store, rank, processes = next(dist.rendezvous("env://"))
+    store, rank, processes = next(rendezvous("env://"))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun keeps one store for all its restarts
         restarts_allowed, machines = (
             int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_MAX_RESTARTS", "GROUP_WORLD_SIZE")
         )
         if machines == 1:  # the addresses of the processes that have died are still in it
-            store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+            store = PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         elif restarts_allowed and local == 0:
             (pair,) = OWN_STORE.items()
             print(f"warning: set {'='.join(pair)} for torchrun, or a restart may hang", file=sys.stderr)

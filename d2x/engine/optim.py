@@ -1,9 +1,13 @@
 """Optimizers from config: SGD, Adam, AdamW, and clipping of the whole model's gradient norm."""
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_groups
 from torch import nn
+
+from d2x.errors import require_choice
 
 
 def with_whole_model_clipping(optimizer: type[torch.optim.Optimizer], max_norm: float, norm_type: float) -> type:
@@ -13,7 +17,7 @@ def with_whole_model_clipping(optimizer: type[torch.optim.Optimizer], max_norm: 
     """
 
     class ClippedOptimizer(optimizer):
-        def step(self, closure=None):
+        def step(self, closure: Any = None) -> Any:
             parameters = [parameter for group in self.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
             return super().step(closure)
@@ -30,9 +34,9 @@ def build_optimizer(cfg: CfgNode, param_groups: list[dict]) -> torch.optim.Optim
     """
     solver = cfg.SOLVER
     choices = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
-    if solver.OPTIMIZER not in choices:
-        raise ValueError(f"SOLVER.OPTIMIZER '{solver.OPTIMIZER}' is not one of {', '.join(choices)}")
-    optimizer, options = choices[solver.OPTIMIZER], {}
+    require_choice("SOLVER.OPTIMIZER", solver.OPTIMIZER, choices)
+    optimizer: Any = choices[solver.OPTIMIZER]
+    options: dict[str, Any] = {}
     if optimizer is torch.optim.SGD:
         options.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     else:

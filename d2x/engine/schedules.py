@@ -5,6 +5,7 @@ import math
 
 from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler as build_detectron2_scheduler
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -12,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class WarmupFlatCosineLR(LRScheduler):
-    """Warm-up, constant, then half a cosine down to ``eta_min`` (centerX's "delayed cosine").
+    """Warm-up, constant, then half a cosine down to ``eta_min`` (CPFLAME's "delayed cosine").
 
     At iteration t with base rate b: ``t < warmup_iters``: b * f(t), f linear from ``warmup_factor`` to 1 (or constant);
     ``t <= flat_iters``: b; then ``eta_min + (b - eta_min) * (1 + cos(pi * (t - flat) / (max - flat))) / 2``, and
@@ -23,7 +24,7 @@ class WarmupFlatCosineLR(LRScheduler):
         max_iters, flat_iters, warmup_iters: iterations; warmup_iters <= flat_iters <= max_iters.
         eta_min: final rate, absolute, the same for all groups.
         warmup_method: "linear" or "constant".
-        rise_after_end: follow the cosine up again past ``max_iters``, as the released centerX does.
+        rise_after_end: follow the cosine up again past ``max_iters``, as the released code does.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class WarmupFlatCosineLR(LRScheduler):
         self.rise_after_end = rise_after_end
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         t = self.last_epoch
         if t < self.warmup_iters:
             along = t / self.warmup_iters if self.warmup_method == "linear" else 0.0
@@ -78,12 +79,12 @@ class AveragingCycleLR(LRScheduler):
         self.lr_start, self.lr_end = lr_start, lr_end
         super().__init__(before.optimizer)
 
-    def step(self, *args) -> None:
+    def step(self, epoch: int | None = None) -> None:
         if self.last_epoch >= 0:
             self.before.step()
-        super().step(*args)
+        super().step(epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         if self.last_epoch < self.start:
             return self.before.get_last_lr()
         along = (self.last_epoch - self.start) % self.period / self.period
@@ -132,7 +133,7 @@ def epochs_to_iterations(cfg: CfgNode, num_images: int) -> CfgNode:
 
     An epoch is ``num_images // IMS_PER_BATCH`` iterations, at least one. The warm-up factor becomes one over the
     warm-up's length, so that the rate rises from a single iteration's share. An evaluation period other than 0 is
-    rounded up to a multiple of 200 iterations (centerX's rule).
+    rounded up to a multiple of 200 iterations (the released code's rule).
     """
     if cfg.SOLVER.UNIT == "iterations":
         return cfg

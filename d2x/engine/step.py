@@ -1,6 +1,8 @@
 """One training step: accumulation, mixed precision on any device, losses re-weighted before they are summed."""
 
 import contextlib
+import functools
+import operator
 import time
 from collections.abc import Sequence
 
@@ -78,7 +80,9 @@ class TrainStep(SimpleTrainer):
             totals.append(total)
         self.after_backward()
         scaled = self.grad_scaler.is_enabled()
-        if self.guard and not self.guard.allows(self.iter, batches, seen, sum(totals), check_gradients=not scaled):
+        if self.guard and not self.guard.allows(
+            self.iter, batches, seen, torch.stack(totals).sum(), check_gradients=not scaled
+        ):
             return  # detectron2's writer would raise
         self._write_metrics(logged, data_time)
         if not allowed:
@@ -93,7 +97,7 @@ class TrainStep(SimpleTrainer):
         weighted = losses
         for transform in self.loss_transforms:
             weighted = transform(weighted)
-        total = sum(weighted.values()) / self.accumulate
+        total = functools.reduce(operator.add, weighted.values()) / self.accumulate
         self.grad_scaler.scale(total).backward()
         dealt_with = {name for t in self.loss_transforms for name in t.non_finite}
         return {name: value.detach() for name, value in losses.items() if name not in dealt_with}, total.detach()
@@ -107,12 +111,12 @@ class TrainStep(SimpleTrainer):
             **({"guard": self.guard.state_dict()} if self.guard else {}),
         }
 
-    def load_state_dict(self, state: dict) -> None:
-        if state.get("grad_scaler"):
-            self.grad_scaler.load_state_dict(state["grad_scaler"])
-        for transform, saved in zip(self.loss_transforms, state.get("loss_transforms", ())):
+    def load_state_dict(self, state_dict: dict) -> None:
+        if state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        for transform, saved in zip(self.loss_transforms, state_dict.get("loss_transforms", ())):
             if saved:
                 transform.load_state_dict(saved)
-        if self.guard and "guard" in state:
-            self.guard.load_state_dict(state["guard"])
-        super().load_state_dict(state)
+        if self.guard and "guard" in state_dict:
+            self.guard.load_state_dict(state_dict["guard"])
+        super().load_state_dict(state_dict)

@@ -1,28 +1,29 @@
 """The training loader: detectron2's parts, in an order that can be continued and with seeded augmentations."""
 
 import logging
-from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
 from detectron2.data.samplers import RepeatFactorTrainingSampler
-from detectron2.utils import comm
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from d2x.data.sets.training_set import are_wide, training_records
+from d2x.data.sets.training_set import Records, are_wide, training_records
+from d2x.distributed import from_main
 from d2x.engine.resume.data_order import DataOrder
 from d2x.engine.resume.seeding import SeededDataset, derived_seed
 from d2x.engine.resume.stopping import ignore_stop_signals
+from d2x.errors import require_choice
 
 logger = logging.getLogger(__name__)
 
 
 def run_seed(cfg: CfgNode) -> int:
     """``SEED``, or, when that is negative, a random seed that all processes share."""
-    return cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    return cfg.SEED if cfg.SEED >= 0 else from_main(int(np.random.randint(2**31)))
 
 
 def build_train_loader(cfg: CfgNode, mapper, seed: int) -> DataLoader:
@@ -58,9 +59,11 @@ def _start_worker(worker: int) -> None:
     ignore_stop_signals()
 
 
-def repeat_factors(cfg: CfgNode, records: Sequence[dict] | Dataset, seed: int) -> Tensor:
+def repeat_factors(cfg: CfgNode, records: Records, seed: int) -> Tensor:
     """(M,) float32: how often each record comes in an epoch, by ``DATALOADER.SAMPLER_TRAIN``."""
     node, name = cfg.DATALOADER, cfg.DATALOADER.SAMPLER_TRAIN
+    samplers = ("TrainingSampler", "RandomSubsetTrainingSampler", "RepeatFactorTrainingSampler")
+    require_choice("DATALOADER.SAMPLER_TRAIN", name, samplers)
     if name == "TrainingSampler":
         return torch.ones(len(records))
     if name == "RandomSubsetTrainingSampler":
@@ -68,11 +71,6 @@ def repeat_factors(cfg: CfgNode, records: Sequence[dict] | Dataset, seed: int) -
         factors = torch.zeros(len(records))
         factors[chosen[: int(len(records) * node.RANDOM_SUBSET_RATIO)]] = 1
         return factors
-    if name == "RepeatFactorTrainingSampler":
-        return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, node.REPEAT_THRESHOLD, sqrt=node.REPEAT_SQRT
-        )
-    raise ValueError(
-        f"DATALOADER.SAMPLER_TRAIN '{name}' is not one of TrainingSampler, RandomSubsetTrainingSampler,"
-        " RepeatFactorTrainingSampler"
+    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        records, node.REPEAT_THRESHOLD, sqrt=node.REPEAT_SQRT
     )

@@ -5,6 +5,7 @@ import glob
 import logging
 import os
 import weakref
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -25,7 +26,7 @@ from d2x.data.mapper import make_test_mapper, make_train_mapper
 from d2x.data.sets.training_set import training_records
 from d2x.detectors import get_recipe
 from d2x.engine.compile_blocks import compile_blocks
-from d2x.engine.health.hooks import hooks_of_every_step, hooks_of_results
+from d2x.engine.health.divergence import LossCollapse
 from d2x.engine.health.step_guard import DIAGNOSTICS, StepGuard
 from d2x.engine.losses.build import build_loss_transforms
 from d2x.engine.optim import build_optimizer
@@ -33,7 +34,7 @@ from d2x.engine.progress import ProgressBar
 from d2x.engine.resume.evaluation import ResumableEvalHook, share_buffers
 from d2x.engine.resume.precise_bn import RepeatablePreciseBN
 from d2x.engine.resume.seeding import SeedEachStep
-from d2x.engine.resume.stopping import StopOnSignal, StopSignals
+from d2x.engine.resume.stopping import EarlyStop, StopOnSignal, StopSignals
 from d2x.engine.schedules import build_lr_scheduler, epochs_to_iterations
 from d2x.engine.step import TrainStep
 from d2x.engine.sync_norm import synchronize_batch_norms
@@ -57,6 +58,9 @@ class Trainer(DefaultTrainer):
         WriteError: ``OUTPUT_DIR`` cannot be written.
         ValueError: a key of the config has a value that cannot be.
     """
+
+    model: nn.Module
+    data_loader: Any  # a ``DataLoader`` of a ``SeededDataset`` in a ``DataOrder``, see ``build_train_loader``
 
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)  # DefaultTrainer's own constructor fixes the step and the checkpointer
@@ -82,7 +86,7 @@ class Trainer(DefaultTrainer):
         self._averaging = WeightAveraging.from_cfg(cfg, model) if cfg.WEIGHT_AVERAGING.ENABLED else None
         if cfg.SOLVER.COMPILE:
             logger.info("compiling %d blocks when they first run", len(compile_blocks(model)))
-        devices = {} if next(model.parameters()).is_cuda else {"device_ids": None}
+        devices: dict[str, Any] = {} if next(model.parameters()).is_cuda else {"device_ids": None}
         self._trainer = TrainStep(
             create_ddp_model(model, broadcast_buffers=False, **devices),
             data_loader,
@@ -94,7 +98,7 @@ class Trainer(DefaultTrainer):
                 model, max_in_a_row=cfg.HEALTH.MAX_NON_FINITE, checkpointer=self.checkpointer, config=cfg.dump()
             ),
         )
-        self.register_hooks(self.build_hooks())
+        self.register_hooks([*self.build_hooks()])
         get_recipe(cfg.MODEL.META_ARCHITECTURE).test_augmentations(cfg)  # for what evaluations will read
         _name_unread(cfg)
 
@@ -190,7 +194,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         augmentations = get_recipe(cfg.MODEL.META_ARCHITECTURE).test_augmentations(cfg)
-        return build_detection_test_loader(
+        make_loader: Any = build_detection_test_loader  # whose decorator hides its arguments
+        return make_loader(
             cfg, dataset_name, mapper=make_test_mapper(cfg, augmentations), batch_size=cfg.TEST.BATCH_SIZE
         )
 
@@ -215,11 +220,13 @@ class Trainer(DefaultTrainer):
             hooks.LRScheduler(),
             # What changes with every step comes before the checkpoints, which would else hold it as of the step before.
             *([self._averaging] if self._averaging else []),
-            *hooks_of_every_step(cfg),
+            *([LossCollapse.from_cfg(cfg)] if cfg.HEALTH.COLLAPSE.WINDOW else []),
             *self._precise_bn(),  # changes the model that is then saved and evaluated
             *([checkpoints] if main else []),  # before the evaluation, so that a failing one costs nothing
             ResumableEvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
-            *hooks_of_results(cfg, self.checkpointer, self._evaluated_weights),  # read what the evaluation has found
+            # These read the results of the evaluation; a resumed run makes up for one that was cut short.
+            *([self._keep_best()] if cfg.CHECKPOINT.KEEP_BEST and main else []),
+            *([EarlyStop.from_cfg(cfg)] if cfg.EARLY_STOP.METRIC else []),
             *recipe.extra_hooks(cfg, self.bare_model),
             *([hooks.PeriodicWriter(self.build_writers(), period=20)] if main else []),  # after all that logs
             *([ProgressBar()] if cfg.PROGRESS_BAR and main else []),
@@ -239,6 +246,16 @@ class Trainer(DefaultTrainer):
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0  # a loader of its own, which is read seldom
         return [RepeatablePreciseBN(cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg), node.NUM_ITER)]
+
+    def _keep_best(self) -> BestCheckpoint:
+        node = self.cfg.CHECKPOINT
+        return BestCheckpoint(
+            self.checkpointer,
+            node.KEEP_BEST,
+            smaller_is_better=node.SMALLER_IS_BETTER,
+            evaluated=self._evaluated_weights,
+            safetensors=node.SAFETENSORS,
+        )
 
     def _evaluated_weights(self) -> contextlib.AbstractContextManager:
         return self._averaging.applied() if self._averaging else contextlib.nullcontext()

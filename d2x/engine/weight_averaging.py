@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def ramped_decay(decay: float, updates: int) -> float:
 
 def _ramped_ema(decay: float):
     @torch.no_grad()
-    def average(averaged: list, current: list, num_averaged) -> None:
+    def average(averaged: PARAM_LIST, current: PARAM_LIST, num_averaged: torch.Tensor | int) -> None:
         get_ema_multi_avg_fn(ramped_decay(decay, int(num_averaged)))(averaged, current, num_averaged)
 
     return average
@@ -40,7 +40,6 @@ class WeightAveraging(HookBase):
         decay: of the EMA.
         ramp: see ``WEIGHT_AVERAGING.RAMP``.
         start, period: iterations.
-        average_buffers: batch-norm statistics are averaged too; False keeps the last ones.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class WeightAveraging(HookBase):
         ramp: bool = True,
         start: int = 0,
         period: int = 1,
-        average_buffers: bool = True,
     ):
         if mode not in ("ema", "swa"):
             raise ValueError(f"WEIGHT_AVERAGING.MODE must be 'ema' or 'swa', got '{mode}'")
@@ -62,7 +60,7 @@ class WeightAveraging(HookBase):
         average = None
         if mode == "ema":
             average = _ramped_ema(decay) if ramp else get_ema_multi_avg_fn(decay)
-        self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=average_buffers)
+        self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         self._model = model
 
     @classmethod

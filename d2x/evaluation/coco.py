@@ -19,6 +19,8 @@ from detectron2.structures import BoxMode, Instances
 from pycocotools.coco import COCO
 from torch import Tensor
 
+from d2x.errors import require_choice
+
 try:
     import orjson
 except ImportError:  # the same file, some ten times slower
@@ -37,8 +39,7 @@ def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> CO
         ValueError: the key has another value, or asks for hotcoco where that is not installed.
     """
     backend = cfg.TEST.COCO_EVAL
-    if backend not in BACKENDS:
-        raise ValueError(f"TEST.COCO_EVAL '{backend}' is not one of {', '.join(BACKENDS)}")
+    require_choice("TEST.COCO_EVAL", backend, BACKENDS)
     installed = importlib.util.find_spec("hotcoco") is not None
     if backend == "hotcoco" and not installed:
         raise ValueError("TEST.COCO_EVAL is 'hotcoco', which is not installed: pip install hotcoco, or use 'auto'")
@@ -84,17 +85,18 @@ class HotCocoEvaluator(COCOEvaluator):
 
     def _eval_predictions(self, predictions: Sequence[dict], img_ids: Iterable[int | str] | None = None) -> None:
         """What ``evaluate`` calls in the main process, with the predictions of all."""
-        rows = torch.cat([one["instances"] for one in predictions]).double().numpy()
+        rows = torch.cat([prediction["instances"] for prediction in predictions]).double().numpy()
         rows[:, 5] = self._category_ids(rows[:, 5].astype(np.int64))
-        ends = np.cumsum([len(one["instances"]) for one in predictions])
-        found = [(one["image_id"], part) for one, part in zip(predictions, np.split(rows, ends[:-1]))]
+        ends = np.cumsum([len(prediction["instances"]) for prediction in predictions])
+        parts = np.split(rows, ends[:-1])
+        image_rows = [(prediction["image_id"], part) for prediction, part in zip(predictions, parts)]
         if self._output_dir:
-            write_results(found, os.path.join(self._output_dir, "coco_instances_results.json"))
+            write_results(image_rows, os.path.join(self._output_dir, "coco_instances_results.json"))
         if not self._do_evaluation:
             logger.info("the data set has no annotations: nothing to evaluate with")
             return
         # None is how detectron2 says that there are no detections at all
-        statistics = box_statistics(self._coco_api, found, img_ids) if len(rows) else None
+        statistics = box_statistics(self._coco_api, image_rows, img_ids) if len(rows) else None
         class_names = self._metadata.get("thing_classes")
         self._results["bbox"] = self._derive_coco_results(statistics, "bbox", class_names=class_names)
 
@@ -113,19 +115,19 @@ def box_rows(instances: Instances) -> Tensor:
     """(n, 6) on the CPU, a detection a row: x, y, w, h in px, score, contiguous class id."""
     # in the precision of the boxes, as detectron2 does it, or the last bit of a width would differ
     boxes = BoxMode.convert(instances.pred_boxes.tensor.detach(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-    return torch.column_stack([boxes, instances.scores.detach(), instances.pred_classes.float()]).cpu()
+    return torch.column_stack([torch.as_tensor(boxes), instances.scores.detach(), instances.pred_classes.float()]).cpu()
 
 
-def write_results(found: Sequence[ImageRows], path: str) -> None:
+def write_results(image_rows: Sequence[ImageRows], path: str) -> None:
     """Write a json in COCO's result format, an entry a detection, image by image.
 
     Args:
-        found: (image id, (n, 6) as in ``box_rows`` but with the data set's category ids).
+        image_rows: (image id, (n, 6) as in ``box_rows`` but with the data set's category ids).
     """
     dumps = orjson.dumps if orjson else lambda entries: json.dumps(entries).encode()
     with open(path, "wb") as file:
         separator = b"["
-        for image_id, rows in found:
+        for image_id, rows in image_rows:
             if len(rows):
                 entries = [
                     {"image_id": image_id, "category_id": int(category), "bbox": box, "score": score}
@@ -136,12 +138,12 @@ def write_results(found: Sequence[ImageRows], path: str) -> None:
         file.write(b"[]" if separator == b"[" else b"]")
 
 
-def box_statistics(ground_truth: COCO, found: Sequence[ImageRows], img_ids: Iterable[int | str] | None = None):
+def box_statistics(ground_truth: COCO, image_rows: Sequence[ImageRows], img_ids: Iterable[int | str] | None = None):
     """COCO's evaluation of boxes, with its default thresholds, areas and limits, summarised on standard output.
 
     Args:
         ground_truth: pycocotools' form of the data set. Image ids may be texts.
-        found: as for ``write_results``; at least one detection in all.
+        image_rows: as for ``write_results``; at least one detection in all.
         img_ids: images to evaluate on; None for all.
 
     Returns:
@@ -153,13 +155,15 @@ def box_statistics(ground_truth: COCO, found: Sequence[ImageRows], img_ids: Iter
     """
     import hotcoco
 
-    numbers = {image_id: number for number, image_id in enumerate(sorted(ground_truth.imgs), start=1)}
+    numbers: dict[int | str, int] = {
+        image_id: number for number, image_id in enumerate(sorted(ground_truth.imgs), start=1)
+    }
     try:
-        images = np.repeat([numbers[image_id] for image_id, _ in found], [len(rows) for _, rows in found])
+        images = np.repeat([numbers[image_id] for image_id, _ in image_rows], [len(rows) for _, rows in image_rows])
     except KeyError as error:
         raise ValueError(f"there are predictions for image {error}, which the data set does not have") from None
     truth = _with_numbers(ground_truth, numbers)
-    detections = truth.load_res(np.column_stack([images, np.concatenate([rows for _, rows in found])]))
+    detections = truth.load_res(np.column_stack([images, np.concatenate([rows for _, rows in image_rows])]))
     statistics = hotcoco.COCOeval(truth, detections, "bbox")
     if img_ids is not None:
         statistics.params.img_ids = [numbers[image_id] for image_id in img_ids if image_id in numbers]

@@ -103,7 +103,7 @@ def _pass(model: nn.Module, batch: list[dict]) -> None:
         _wait()
     if model.training:
         with record_function("backward"):
-            sum(found.values()).backward()
+            torch.stack(list(found.values())).sum().backward()
             _wait()
         model.zero_grad()
 

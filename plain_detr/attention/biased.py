@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from plain_detr.attention.chunked import axial_bias_attention
+from d2x.backbones.tracing import exporting
+from plain_detr.attention.chunked import chunked_attention
 from plain_detr.attention.cpp import cpp_attention, cpp_works
 from plain_detr.attention.naive import attention_weights, naive_biased_attention, padding_mask
-from plain_detr.attention.triton import triton_attention
-from plain_detr.attention.triton_check import triton_works
+from plain_detr.attention.triton import triton_attention, triton_works
 
 __all__ = ["IMPLEMENTATIONS", "attention_weights", "biased_attention", "check_implementation", "naive_biased_attention"]
 
@@ -66,26 +66,27 @@ def biased_attention(
         ValueError: an unknown implementation, or a map of another size than the keys.
     """
     check_implementation(implementation)
-    if bias_x is not None and bias_x.shape[-1] * bias_y.shape[-1] != k.shape[2]:
-        raise ValueError(f"a bias for {bias_y.shape[-1]} x {bias_x.shape[-1]} cells does not fit {k.shape[2]} keys")
     mask = padding_mask(padding, padding_value, q.dtype)
     if bias is not None:
         bias = bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias if mask is None else bias + mask)
-    if bias_x is None:
+    if bias_x is None or bias_y is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if bias_x.shape[-1] * bias_y.shape[-1] != k.shape[2]:
+        raise ValueError(f"a bias for {bias_y.shape[-1]} x {bias_x.shape[-1]} cells does not fit {k.shape[2]} keys")
     if implementation == "auto":
         implementation = _choose(q, bias_x, bias_y)
     if implementation == "naive":
         return naive_biased_attention(q, k, v, bias_x, bias_y, padding, padding_value=padding_value)
     if implementation == "fused":
         return _fused(q, k, v, bias_x, bias_y, padding, mask)
-    key_mask = None if padding is None else padding_mask(padding, padding_value, torch.float32)[:, 0, 0]
+    key_mask = padding_mask(padding, padding_value, torch.float32)
+    key_mask = None if key_mask is None else key_mask[:, 0, 0]
     if implementation == "triton":
         return triton_attention(q, k, v, bias_x, bias_y, key_mask)
     if implementation == "cpp":
         return cpp_attention(q, k, v, bias_x, bias_y, key_mask)
-    return axial_bias_attention(q, k, v, bias_x, bias_y, key_mask)
+    return chunked_attention(q, k, v, bias_x, bias_y, key_mask)
 
 
 def check_implementation(name: str) -> None:
@@ -95,7 +96,7 @@ def check_implementation(name: str) -> None:
 
 
 def _choose(q: Tensor, bias_x: Tensor, bias_y: Tensor) -> str:
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if exporting():
         return "naive"
     if not torch.compiler.is_compiling() and triton_works(q):
         return "triton"
@@ -122,7 +123,7 @@ def _fused(
     coded_k = torch.cat([k, codes], dim=-1)
     # Kernels want equal heads for keys and values, a multiple of 8 wide.
     total = -(-coded_q.shape[-1] // 8) * 8
-    coded_q, coded_k, coded_v = (F.pad(one, (0, total - one.shape[-1])) for one in (coded_q, coded_k, v))
+    coded_q, coded_k, coded_v = (F.pad(part, (0, total - part.shape[-1])) for part in (coded_q, coded_k, v))
     return F.scaled_dot_product_attention(coded_q, coded_k, coded_v, attn_mask=mask, scale=1.0)[..., :channels]
 
 

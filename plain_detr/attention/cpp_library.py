@@ -13,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -39,34 +38,6 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def once(function: Callable[[], bool]) -> Callable[[], bool]:
-    """A check that runs once a process, and whose result torch.compile takes as it is."""
-    kept = functools.cache(function)
-
-    @torch.compiler.assume_constant_result
-    def result() -> bool:
-        return kept()
-
-    return result
-
-
-def proven(what: str, fast: Callable, plain: Callable, tensors: Sequence[Tensor]) -> bool:
-    """Whether the kernels are there, and ``fast`` has the values and gradients of ``plain``: compilers differ."""
-    if library() is None:
-        return False
-    results = []
-    with torch.enable_grad():
-        for function in (fast, plain):
-            leaves = [one.detach().clone().requires_grad_() for one in tensors]
-            out = function(*leaves)
-            out.square().sum().backward()
-            results.append([out, *(leaf.grad for leaf in leaves)])
-    right = all(bool((one - other).abs().max() < 1e-4 * other.abs().max()) for one, other in zip(*results))
-    if not right:
-        logging.getLogger(__name__).warning("the C++ kernel of %s is wrong on this machine and not used", what)
-    return right
-
-
 def call(name: str, *arguments: Tensor | int | None) -> None:
     """Call a kernel with contiguous float32 or int32 CPU tensors (None: a null pointer) and whole numbers.
 
@@ -74,13 +45,13 @@ def call(name: str, *arguments: Tensor | int | None) -> None:
         ValueError: another tensor. The kernels could only crash on it.
     """
     values = []
-    for one in arguments:
-        if isinstance(one, Tensor):
-            if not one.is_contiguous() or one.device.type != "cpu" or one.dtype not in (torch.float32, torch.int32):
-                raise ValueError(f"{name} takes contiguous float32 on the CPU, got {one.dtype} on {one.device}")
-            values.append(ctypes.c_void_p(one.data_ptr()))
+    for part in arguments:
+        if isinstance(part, Tensor):
+            if not part.is_contiguous() or part.device.type != "cpu" or part.dtype not in (torch.float32, torch.int32):
+                raise ValueError(f"{name} takes contiguous float32 on the CPU, got {part.dtype} on {part.device}")
+            values.append(ctypes.c_void_p(part.data_ptr()))
         else:
-            values.append(one if one is None else ctypes.c_int(one))
+            values.append(part if part is None else ctypes.c_int(part))
     getattr(library(), name)(*values)
 
 

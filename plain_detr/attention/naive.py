@@ -18,7 +18,7 @@ def attention_weights(
 ) -> Tensor:
     """(N, h, Q, L) attention probabilities, float32; arguments as in ``biased.biased_attention``."""
     logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
-    if bias_x is not None:
+    if bias_x is not None and bias_y is not None:
         logits = logits + (bias_y.float()[..., :, None] + bias_x.float()[..., None, :]).flatten(-2)
     if bias is not None:
         logits = logits + bias.float()

@@ -6,22 +6,40 @@ Run on a GPU, or anywhere with ``TRITON_INTERPRET=1`` (slow, for tests).
 import functools
 import math
 import os
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from plain_detr.attention.self_check import attention_is_right
+
 MAX_CHANNELS = 128
+# The types that the kernels know, and by how much their results may miss the formula's.
+RTOL = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 5e-2}
 
 
 @functools.cache
-def kernels() -> ModuleType | None:
-    """The kernels, or None without Triton (torch's CPU builds have none). Loaded when asked for: it takes a while."""
+def kernels() -> Any:
+    """Their module, or None without Triton (torch's CPU builds have none). Loaded when asked for: it takes a while."""
     try:
         from plain_detr.attention import triton_kernels
     except ImportError:
         return None
     return triton_kernels
+
+
+def triton_works(q: Tensor) -> bool:
+    """Whether "auto" may take the kernels: a GPU and a type that they know, on which they have proven themselves."""
+    if not q.is_cuda or q.dtype not in RTOL or q.shape[-1] > MAX_CHANNELS or kernels() is None:
+        return False
+    return _proven(q.device, q.dtype, q.shape[-1])
+
+
+@functools.cache
+def _proven(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
+    return attention_is_right(
+        "the Triton kernel of attention", triton_attention, channels, device=device, dtype=dtype, rtol=RTOL[dtype]
+    )
 
 
 class _TritonAttention(torch.autograd.Function):
@@ -44,13 +62,13 @@ class _TritonAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out):
+    def backward(ctx, grad_out):  # pyright: ignore[reportIncompatibleMethodOverride]  the base takes any number
         q, k, v, bias_x, bias_y, mask, out, lse = ctx.saved_tensors
         pairs, queries = q.shape[:2]
         grad_out = grad_out.contiguous()
         mean = (grad_out.float() * out.float()).sum(-1)
         inputs = (q, k, v, bias_x, bias_y, mask if mask is not None else q, grad_out, lse, mean)
-        grad_q, grad_k, grad_v, grad_x = (torch.empty_like(one) for one in (q, k, v, bias_x))
+        grad_q, grad_k, grad_v, grad_x = (torch.empty_like(part) for part in (q, k, v, bias_x))
         grad_y = torch.zeros_like(bias_y)
         block_q, block_x = ctx.settings["BLOCK_Q"], ctx.settings["BLOCK_X"]
         grid = (_blocks(queries, block_q), pairs)

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2x.backbones.tracing import exporting
 from plain_detr.attention import cpp_library
 from plain_detr.attention.cpp_library import LANES
+from plain_detr.attention.self_check import computes_the_same, once
 
 # Queries whose gradients are summed in float32, before the sums of all such groups are in float64.
 CHUNK = 256
@@ -36,29 +38,33 @@ def axis_mlp(mlp: nn.Sequential, ends: Tensor, cells: int, step: float) -> Tenso
     Raises:
         RuntimeError: no compiled kernels.
     """
-    first, _, last = mlp
+    first, last = linears(mlp)
     with torch.autocast("cpu", enabled=False):
         parts = (ends.float(), first.weight.float(), first.bias.float(), last.weight.float())
         return _axis_mlp(*parts, cells, float(step))
 
 
+def linears(mlp: nn.Sequential) -> tuple[nn.Linear, nn.Linear]:
+    """The two linear layers of a network with one hidden layer."""
+    first, last = (layer for layer in mlp if isinstance(layer, nn.Linear))
+    return first, last
+
+
 def axis_mlp_works(ends: Tensor) -> bool:
     """Whether ``axis_mlp`` may be taken: on the CPU, not in an export, and with kernels that are right."""
-    if ends.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return False
-    return _proven()
+    return ends.device.type == "cpu" and not exporting() and _proven()
 
 
-@cpp_library.once
+@once
 def _proven() -> bool:
-    generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(shape, generator=generator) for shape in ((300, 2), (20, 2), (20,), (5, 20))]
-
-    def plain(ends, weight, bias, out_weight):
+    def formula(ends: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor) -> Tensor:
         offsets = ends[:, None] - (torch.arange(11)[:, None] + 0.5) / 4
         return (F.linear(offsets, weight, bias).relu() @ out_weight.t()).permute(2, 0, 1)
 
-    return cpp_library.proven("the position bias", lambda *x: _axis_mlp(*x, 11, 0.25), plain, tensors)
+    shapes = [(300, 2), (20, 2), (20,), (5, 20)]
+    return cpp_library.library() is not None and computes_the_same(
+        "the C++ kernel of the position bias", lambda *parts: _axis_mlp(*parts, 11, 0.25), formula, shapes
+    )
 
 
 class _Units(NamedTuple):
@@ -73,7 +79,7 @@ class _Units(NamedTuple):
 
     def kernel_arguments(self) -> list[Tensor]:
         inverse = 1 / self.rise.clamp(min=1e-30)
-        tensors = [one.float().contiguous() for one in (self.weight.t(), self.bias, self.rise, inverse)]
+        tensors = [part.float().contiguous() for part in (self.weight.t(), self.bias, self.rise, inverse)]
         return [*tensors, self.first]
 
 
@@ -144,11 +150,11 @@ def _axis_mlp_backward(
             sums[-1], table_ends, grad_ends if of_ends else None,
         )  # fmt: skip
     # Of the gradient over a unit's cells: times each end, once, and times the cell; (K, outputs) each.
-    by_output = torch.cat([one.double().sum(0) for one in sums], dim=-1)[..., :heads]
+    by_output = torch.cat([part.double().sum(0) for part in sums], dim=-1)[..., :heads]
     *by_end, once, by_cell = by_output.unbind(1)
     grad_out_weight = units.bias[:, None] * once + units.rise[:, None] * by_cell
-    for i, one in enumerate(by_end):
-        grad_out_weight += units.weight[:, i, None] * one
+    for i, of_end in enumerate(by_end):
+        grad_out_weight += units.weight[:, i, None] * of_end
     to_unit = (by_output * out_weight.double().t()[:, None]).sum(-1)  # (K, inputs + 2)
     grad_bias, grad_rise = to_unit[:, inputs], to_unit[:, inputs + 1]
     grad_slope = units.origin * grad_bias + units.direction * step * grad_rise
@@ -158,7 +164,7 @@ def _axis_mlp_backward(
 
 @_axis_mlp_backward.register_fake
 def _(grad, ends, weight, bias, out_weight, cells, step, of_ends):
-    return tuple(one.new_empty(one.shape) for one in (ends, weight, bias, out_weight))
+    return tuple(part.new_empty(part.shape) for part in (ends, weight, bias, out_weight))
 
 
 def _keep(ctx, inputs, output):

@@ -1,30 +1,18 @@
 """BoxRPB: what a query's box adds to its attention to every pixel (Lin et al., ICCV 2023, section 4.1)."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from plain_detr.modulation.axis_mlp import axis_mlp, axis_mlp_works
+from d2x.backbones.tracing import recording
+from plain_detr.modulation.axis_mlp import axis_mlp, axis_mlp_works, linears
+from plain_detr.modulation.base import AttentionBias, Modulation
 
 # Numbers of the hidden layer held at a time: what is little for a GPU, and what stays in the cache of a CPU.
 HIDDEN_NUMBERS = 1 << 23
 HIDDEN_NUMBERS_CPU = 1 << 17
-
-
-class AttentionBias(NamedTuple):
-    """Bias of (query, key) logits: by axis, or for every pair.
-
-    Attributes:
-        x: (N, heads, Q, Wf), None when ``full`` is given.
-        y: (N, heads, Q, Hf), None when ``full`` is given.
-        full: (N, heads, Q, Hf * Wf).
-    """
-
-    x: Tensor | None = None
-    y: Tensor | None = None
-    full: Tensor | None = None
 
 
 def linear_offset(offset: Tensor) -> Tensor:
@@ -40,7 +28,7 @@ def abs_log8_offset(offset: Tensor) -> Tensor:
 OFFSETS = {"linear": linear_offset, "abs_log8": abs_log8_offset}
 
 
-class BoxRPB(nn.Module):
+class BoxRPB(Modulation):
     """Box-to-pixel relative position bias.
 
     For a box (x1, y1, x2, y2) and the centre (x_j, y_i) of cell (i, j), all in pixels:
@@ -96,20 +84,15 @@ class BoxRPB(nn.Module):
         """
         if not self.slope:
             return
-        for mlp in (self.mlp_x, self.mlp_y):
-            first, _, last = mlp
+        for first, last in map(linears, (self.mlp_x, self.mlp_y)):
             first.weight[:2] = torch.tensor([[1.0, 0.0], [0.0, -1.0]])  # low - x: before; -(high - x): behind
             first.bias[:2] = 0
             last.weight[:, :2] = -self.slope * 0.5 ** torch.arange(len(last.weight))[:, None]
 
-    def forward(self, boxes_cxcywh: Tensor, hw: tuple[int, int], stride: int) -> AttentionBias:
-        """Bias of every query towards every cell, float32 also under autocast: offsets are hundreds of pixels.
-
-        Args:
-            boxes_cxcywh: (N, Q, 4), pixels of the padded input. Never over the image's size: a box knows no padding.
-            hw: (Hf, Wf) of the map.
-            stride: input pixels per cell.
-        """
+    def forward(
+        self, boxes_cxcywh: Tensor, hw: tuple[int, int], stride: int, queries: Tensor | None = None
+    ) -> AttentionBias:
+        """See ``Modulation``; what a query is about does not count."""
         with torch.autocast(boxes_cxcywh.device.type, enabled=False):
             boxes = boxes_cxcywh.float()
             ends = boxes[..., :2, None]  # (N, Q, 2 axes, 1 centre)
@@ -121,7 +104,8 @@ class BoxRPB(nn.Module):
                     axis_mlp(mlp, ends[:, :, axis].flatten(0, 1), hw[1 - axis], stride)
                     for axis, mlp in enumerate((self.mlp_x, self.mlp_y))
                 )
-                return AttentionBias(*(one.unflatten(1, boxes.shape[:2]).transpose(0, 1) for one in (x, y)))
+                x, y = (axis.unflatten(1, boxes.shape[:2]).transpose(0, 1) for axis in (x, y))
+                return AttentionBias(x, y)
             y, x = (
                 (torch.arange(size, dtype=torch.float32, device=boxes.device) + 0.5)[:, None] * stride for size in hw
             )
@@ -139,53 +123,24 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 def _apply(mlp: nn.Sequential, offsets: Tensor) -> Tensor:
-    """(N, Q, cells, inputs) -> (N, heads, Q, cells), with a bound on the memory of the hidden layer."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return mlp(offsets).permute(0, 3, 1, 2)
-    first, _, last = mlp
-    columns = offsets.flatten(0, 2).t()  # (inputs, R)
-    rows = max(1, (HIDDEN_NUMBERS if columns.is_cuda else HIDDEN_NUMBERS_CPU) // first.out_features)
-    out = _PiecewiseMLP.apply(columns.contiguous(), first.weight, first.bias, last.weight, rows)
-    return out.unflatten(1, offsets.shape[:3]).transpose(0, 1)
+    """(N, Q, cells, inputs) -> (N, heads, Q, cells), with a bound on the memory of the hidden layer.
 
-
-class _PiecewiseMLP(torch.autograd.Function):
-    """Linear, ReLU, linear without bias, some columns at a time: (inputs, R) -> (outputs, R).
-
-    The hidden layer is computed again for the gradients. It is held with columns last: the few outputs then are rows of
-    the last product, and lie as attention wants them.
+    Some offsets at a time, the hidden layer computed again for the gradients. It is held with the offsets last: the few
+    outputs then are rows of the last product, and lie as attention wants them.
     """
-
-    @staticmethod
-    def forward(ctx, columns, weight, bias, out_weight, rows):
-        ctx.save_for_backward(columns, weight, bias, out_weight)
-        ctx.rows = rows
-        out = columns.new_empty(len(out_weight), columns.shape[1])
-        for part in _parts(columns, rows):
-            torch.mm(out_weight, _hidden(columns[:, part], weight, bias), out=out[:, part])
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        columns, weight, bias, out_weight = ctx.saved_tensors
-        grad_columns = torch.empty_like(columns) if ctx.needs_input_grad[0] else None
-        grad_weight, grad_bias, grad_out_weight = (torch.zeros_like(one) for one in (weight, bias, out_weight))
-        for part in _parts(columns, ctx.rows):
-            hidden = _hidden(columns[:, part], weight, bias)
-            grad_out_weight.addmm_(grad[:, part], hidden.t())
-            grad_hidden = torch.mm(out_weight.t(), grad[:, part]).mul_(hidden.sign_())
-            grad_weight.addmm_(grad_hidden, columns[:, part].t())
-            grad_bias += grad_hidden.sum(1)
-            if grad_columns is not None:
-                grad_columns[:, part] = torch.mm(weight.t(), grad_hidden)
-        return grad_columns, grad_weight, grad_bias, grad_out_weight, None
+    if recording():
+        return mlp(offsets).permute(0, 3, 1, 2)
+    first, last = linears(mlp)
+    columns = offsets.flatten(0, 2).t()  # (inputs, R)
+    step = max(1, (HIDDEN_NUMBERS if columns.is_cuda else HIDDEN_NUMBERS_CPU) // first.out_features)
+    weights = first.weight, first.bias, last.weight
+    parts = [
+        checkpoint(_mlp_of_columns, part, *weights, use_reentrant=False, preserve_rng_state=False)
+        for part in columns.split(step, dim=1)
+    ]
+    return torch.cat(parts, dim=1).unflatten(1, offsets.shape[:3]).transpose(0, 1)
 
 
-def _hidden(columns: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(inputs, R) -> (hidden, R)."""
-    return torch.addmm(bias[:, None], weight, columns).relu_()
-
-
-def _parts(columns: Tensor, rows: int) -> list[slice]:
-    return [slice(start, start + rows) for start in range(0, columns.shape[1], rows)]
+def _mlp_of_columns(columns: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor) -> Tensor:
+    """(inputs, R) -> (outputs, R)."""
+    return out_weight @ torch.addmm(bias[:, None], weight, columns).relu_()

@@ -80,12 +80,14 @@ def test_records_are_those_of_detectron2(data):
 
 def test_kept_on_disk_and_read_back(data, caplog):
     first = records_of(data, keep_from=0)
-    assert first.index.path == index_path(*data) and first.index.path.exists()
-    before = first.index.path.stat()
+    assert first.coco_index.path == index_path(*data) and first.coco_index.path.exists()
+    before = first.coco_index.path.stat()
     second = records_of(data, keep_from=0)
     assert list(second) == list(first) == list(records_of(data))
-    assert second.index.path.stat() == before, "read, not made anew"
-    assert [path.suffix for path in first.index.path.parent.iterdir() if path.suffix != ".lock"] == [".safetensors"]
+    assert second.coco_index.path.stat() == before, "read, not made anew"
+    assert [path.suffix for path in first.coco_index.path.parent.iterdir() if path.suffix != ".lock"] == [
+        ".safetensors"
+    ]
 
 
 def _rewrite(json_file):
@@ -118,7 +120,7 @@ def test_a_file_that_disappears_is_noticed(data):
     name = records_of(data, keep_from=0)[0]["file_name"]
     os.unlink(name)
     again = records_of(data, keep_from=0)
-    assert len(again) == 99 and "image files missing" in again.index.header["summary"]
+    assert len(again) == 99 and "image files missing" in again.coco_index.header["summary"]
 
 
 def _truncate(path):
@@ -155,7 +157,8 @@ def test_a_damaged_index_is_made_anew_with_a_message(data, damage, caplog):
 def test_what_a_killed_process_left_half_written_goes_after_a_day(data):
     path = index_path(*data)
     path.parent.mkdir(parents=True)
-    old, fresh, other = (path.parent / name for name in (f".{path.name}-old", f".{path.name}-fresh", ".other-old"))
+    names = (f"{path.name}.1.tmp", f"{path.name}.2.tmp", "other.safetensors.1.tmp")
+    old, fresh, other = (path.parent / name for name in names)
     for file in (old, fresh, other):
         file.write_bytes(b"half")
     for file in (old, other):

@@ -9,7 +9,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -242,6 +242,7 @@ def test_cleaning_twice_changes_nothing_more(files, caplog):
 numbers = st.one_of(st.floats(), st.integers(-200, 200))
 
 
+@settings(deadline=None)
 @given(st.lists(numbers, min_size=4, max_size=4))
 def test_a_box_passes_exactly_if_it_meets_the_image(box):
     x, y, w, h = box
@@ -249,6 +250,7 @@ def test_a_box_passes_exactly_if_it_meets_the_image(box):
     assert any(box_rules(*box_numbers(box), 60, 40)) == (not meets)
 
 
+@settings(deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.text(max_size=3) | numbers, st.lists, max_leaves=6))
 def test_any_value_as_a_box_is_judged_without_an_exception(value):
     found = box_numbers(value)

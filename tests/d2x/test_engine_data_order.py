@@ -24,14 +24,14 @@ def take(order, count, skip=0):
 def test_every_epoch_holds_each_record_once_in_another_order():
     places = list(itertools.chain.from_iterable(take(order(size=10, batch=5), 4)))
     assert [place.position for place in places] == list(range(20))
-    first, second = [p.index for p in places[:10]], [p.index for p in places[10:]]
+    first, second = [p.record for p in places[:10]], [p.record for p in places[10:]]
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
 
 
 def test_factors_repeat_and_leave_out_records():
     # 0 never, 2 twice, 2.5 twice or three times, on average 2.5
     places = itertools.chain.from_iterable(take(order(batch=10, factors=[0.0, 2.0, 2.5]), 90))
-    counts = np.bincount([place.index for place in places], minlength=3)
+    counts = np.bincount([place.record for place in places], minlength=3)
     assert counts[0] == 0
     assert counts[2] / counts[1] == pytest.approx(2.5 / 2, rel=0.03)
 
@@ -62,7 +62,7 @@ def test_state_holds_plain_values_only(tmp_path):
 def test_batches_hold_one_shape_and_no_sample_is_lost():
     wide = [index % 3 == 0 for index in range(12)]
     batches = take(order(size=12, wide=wide), 30)
-    assert all(len({wide[place.index] for place in batch}) == 1 for batch in batches)
+    assert all(len({wide[place.record] for place in batch}) == 1 for batch in batches)
     positions = sorted(place.position for batch in batches for place in batch)
     assert len(set(positions)) == len(positions) == 120
     assert positions[-1] < 120 + 2 * 3  # at most batch - 1 samples of each shape wait
@@ -74,14 +74,14 @@ def test_a_smaller_batch_after_resuming_uses_up_those_that_wait():
     resumed.continue_from(order(size=12, wide=wide, batch=6).state_after(3))
     batches = take(resumed, 60)
     assert {len(batch) for batch in batches} == {2}
-    assert {place.index for batch in batches for place in batch} == set(range(12))
+    assert {place.record for batch in batches for place in batch} == set(range(12))
 
 
 def test_other_data_start_a_new_epoch():
     state = order(size=10).state_after(2)
     other = order(size=11)
     assert not other.continue_from(state)
-    assert sorted(place.index for batch in take(other, 11) for place in batch) == sorted(list(range(11)) * 4)
+    assert sorted(place.record for batch in take(other, 11) for place in batch) == sorted(list(range(11)) * 4)
 
 
 def test_processes_share_each_batch(monkeypatch):

@@ -92,7 +92,7 @@ def test_a_large_json_is_parsed_once(data, monkeypatch):
     register_coco_instances(NAME, {}, *data)
     first = read_records(NAME)
     kept = index_path(*map(str, data), False)
-    assert first.index.path == kept
+    assert first.coco_index.path == kept
     before = kept.stat()
     assert list(read_records(NAME)) == list(first) and kept.stat() == before
 

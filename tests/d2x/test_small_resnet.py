@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2x.backbones.small_resnet import SmallResNet
+from d2x.backbones.small_resnet import SmallResNet, build_small_conv_backbone
 from d2x.config.load import load_cfg
 
 
@@ -38,7 +38,7 @@ def test_default_size():
 def test_config_reaches_the_network():
     cfg = load_cfg(None, ["MODEL.SMALL_RESNET.WIDTHS", [8, 16], "MODEL.SMALL_RESNET.BLOCKS", [1, 3]])
     cfg.MODEL.SMALL_RESNET.OUT_FEATURES = ["res3"]
-    backbone = SmallResNet(cfg)
+    backbone = build_small_conv_backbone(cfg)
     assert len(backbone.res3) == 3
     assert backbone.output_shape()["res3"].channels == 16
 
@@ -48,7 +48,7 @@ def test_config_reaches_the_network():
     [
         ({"widths": (8, 8), "blocks": (1,)}, "2 WIDTHS but 1 BLOCKS"),
         ({"norm": "LN"}, "NORM 'LN' must be GN or BN"),
-        ({"out_features": ("res6",)}, r"\['res6'\] must be among \['res2'"),
+        ({"out_features": ("res6",)}, r"\['res6'\] must be among res2, res3"),
         ({"out_features": ()}, "must be among"),
     ],
 )

@@ -157,7 +157,7 @@ def test_graph_equals_the_detector(variant, tmp_path):
     graph = build_graph(predictor.model, "detections").eval()
     for image in pictures(4, smallest=40, seed=9):
         size = image.shape[:2]
-        padded = [-(-side // graph.facts.divisibility) * graph.divisibility for side in size]
+        padded = [-(-side // graph.facts.divisibility) * graph.facts.divisibility for side in size]
         images = torch.full((1, 3, *padded), 255.0)  # whatever the padding holds
         images[0, :, : size[0], : size[1]] = torch.from_numpy(image).permute(2, 0, 1)
         with torch.no_grad():

@@ -5,21 +5,19 @@ import math
 
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2x.backbones.config import add_backbone_config
 from d2x.backbones.swin_v2 import SwinV2
-from d2x.config.keys import add_d2x_config
-from plain_detr import add_plain_detr_config
+from d2x.config.keys import get_base_cfg
 from plain_detr.box_coder import BoxCoder, DeltaCoder, SigmoidCoder
 from plain_detr.checkpoint_keys import convert
 from plain_detr.criterion import LossWeights, SetCriterion
 from plain_detr.decoder import Decoder
 from plain_detr.decoder_layer import CrossAttention, DecoderLayer
 from plain_detr.hybrid import QueryGroups
-from plain_detr.matcher import CostWeights, HungarianMatcher
+from plain_detr.matcher import HungarianMatcher
 from plain_detr.modulation.box_rpb import BoxRPB
 from plain_detr.padding import FeatureGrid
 from plain_detr.prediction_head import PredictionHead
@@ -194,10 +192,7 @@ def groups_for(options: dict) -> QueryGroups:
 
 def released_config(options: dict) -> CfgNode:
     """The config of a whole official model, with every released quirk switched on."""
-    cfg = get_cfg()
-    add_d2x_config(cfg)
-    add_backbone_config(cfg)
-    add_plain_detr_config(cfg)
+    cfg = get_base_cfg()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.META_ARCHITECTURE = "PlainDETR"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [0.0] * 3, [1.0] * 3  # the cases' images are normalised already
@@ -260,7 +255,7 @@ def coder_of_loss(options: dict) -> BoxCoder:
     return DeltaCoder() if options["cost_bbox_type"] == "reparam" else SigmoidCoder()
 
 
-def criterion_for(options: dict, *, cost: CostWeights, weights: LossWeights) -> SetCriterion:
+def criterion_for(options: dict, *, cost: LossWeights, weights: LossWeights) -> SetCriterion:
     coder, alpha = coder_of_loss(options), options.get("focal_alpha", 0.25)
     matcher = HungarianMatcher(coder=coder, cost=cost, alpha=0.25, released_pairing=True)
     return SetCriterion(matcher=matcher, coder=coder, weights=weights, alpha=alpha)

@@ -5,7 +5,6 @@ import torch
 
 from plain_detr.criterion import LossWeights
 from plain_detr.hybrid import MatchTask
-from plain_detr.matcher import CostWeights
 from plain_detr.predictions import BoxSetPrediction
 from tests.parity.golden import cases, load
 from tests.parity.plain_detr_parts import check, criterion_for, packed_targets
@@ -32,7 +31,7 @@ def test_losses_and_gradients_equal_the_released_ones(name):
     weight = options["weight"]
     criterion = criterion_for(
         options,
-        cost=CostWeights(options["cost_class"], options["cost_bbox"], options["cost_giou"]),
+        cost=LossWeights(options["cost_class"], options["cost_bbox"], options["cost_giou"]),
         weights=LossWeights(*(weight[part] for part in OUR_PARTS)),
     )
     targets = packed_targets(case, options["batch"])

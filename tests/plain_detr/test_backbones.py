@@ -176,7 +176,7 @@ def test_swin_v2_shifted_windows_keep_far_apart_tokens_apart():
     "change, message",
     [
         ({"num_heads": (1, 1)}, "4 stages .* but heads for 2"),
-        ({"out_features": ("p6",)}, "out_features .*p6.* must be among p2 to p5"),
+        ({"out_features": ("p6",)}, "out_features .*p6.* must be among p2, p3, p4, p5"),
         ({"out_features": ()}, "must be among"),
         ({"embed_dim": 10}, "10 channels cannot be split over 3 heads"),
     ],

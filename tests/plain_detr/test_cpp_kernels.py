@@ -12,6 +12,7 @@ from plain_detr.attention import cpp as cpp_attention
 from plain_detr.attention import cpp_library
 from plain_detr.attention.biased import biased_attention
 from plain_detr.attention.cpp import cpp_works
+from plain_detr.attention.self_check import computes_the_same
 from plain_detr.decoder_layer import CrossAttention
 from plain_detr.modulation.axis_mlp import axis_mlp, axis_mlp_works
 from plain_detr.modulation.box_rpb import BoxRPB
@@ -229,6 +230,7 @@ import torch
 from plain_detr.attention.biased import biased_attention
 from plain_detr.modulation.box_rpb import BoxRPB
 from plain_detr.attention.cpp import cpp_works
+from plain_detr.attention.self_check import computes_the_same
 q, k, x, y = torch.ones(1, 1, 2, 8), torch.ones(1, 1, 12, 8), torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 3)
 print("works", cpp_works(q), tuple(biased_attention(q, k, k, x, y).shape))
 BoxRPB(num_heads=2, hidden_dim=8)(torch.rand(1, 2, 4), (3, 4), 16)
@@ -289,3 +291,46 @@ def test_kernels_are_not_traced_into_an_export():
     program = torch.export.export(module, arguments)
     assert "plain_detr" not in str(program.graph)
     torch.testing.assert_close(program.module()(*arguments), module(*arguments))
+
+
+CALLERS = """
+import contextlib, torch
+from plain_detr.attention.cpp import cpp_works
+from plain_detr.attention.self_check import computes_the_same
+from plain_detr.modulation.axis_mlp import axis_mlp_works
+contexts = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "no gradients": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "default device": lambda: torch.device("meta"),
+    "default type": contextlib.nullcontext,
+}
+if CALLER == "default type":
+    torch.set_default_dtype(torch.float64)
+with contexts[CALLER]():
+    q, ends = torch.zeros(1, 1, 1, 32, dtype=torch.float32, device="cpu"), torch.zeros(1, 2, device="cpu")
+    print("works", cpp_works(q), axis_mlp_works(ends))
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize("caller", ["autocast", "no gradients", "inference mode", "default device", "default type"])
+def test_the_self_check_does_not_depend_on_its_caller(caller):
+    """A fresh process each: the answer is kept for the process."""
+    done = fork_server.run("-c", f"CALLER = {caller!r}\n{CALLERS}")
+    assert done.stdout == "works True True\n" and "is wrong" not in done.stderr, done.stderr
+
+
+@needs_compiler
+@pytest.mark.parametrize("wrong", ["value", "gradient", "error"])
+def test_the_self_check_refuses_a_wrong_kernel_and_leaves_everything_as_it_was(wrong, caplog):
+    def kernel(x):
+        if wrong == "error":
+            raise RuntimeError("illegal instruction")
+        return x.detach() * 2 + x * 0 if wrong == "gradient" else x * 2.001
+
+    threads = torch.get_num_threads()
+    assert not computes_the_same("the kernel", kernel, lambda x: x * 2, [(3, 4)])
+    assert "the kernel is wrong on this machine and not used" in caplog.text
+    assert torch.get_num_threads() == threads and torch.get_default_dtype() == torch.float32
+    assert computes_the_same("the kernel", lambda x: x + x, lambda x: x * 2, [(3, 4)])

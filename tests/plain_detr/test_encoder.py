@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from plain_detr.encoder import Encoder, _from_windows, _to_windows
+from plain_detr.encoder import Encoder
 
 
 def build(window, norm_first=False):
@@ -11,14 +11,6 @@ def build(window, norm_first=False):
     return Encoder(
         num_layers=2, window=window, norm_first=norm_first, hidden_dim=16, num_heads=2, feedforward_dim=8
     ).eval()
-
-
-def test_windows_come_back_as_they_were():
-    x = torch.arange(2 * 6 * 9 * 1.0).view(2, 6, 9, 1)
-    windows = _to_windows(x, 3)
-    assert windows.shape == (12, 9, 1)
-    assert windows[1, :, 0].tolist() == [3, 4, 5, 12, 13, 14, 21, 22, 23]
-    assert torch.equal(_from_windows(windows, 2, 6, 3), x)
 
 
 @pytest.mark.parametrize("norm_first", [False, True])

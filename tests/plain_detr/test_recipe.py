@@ -18,6 +18,8 @@ ON_COCO = sorted(
     if "quickstart" not in path.name and "objects365_24ep" not in path.name and not path.name.startswith("Base-")
 )
 EPOCH = 117266 // 16  # images of train2017 with boxes, 16 an iteration
+# DINOv3's own detector, to evaluate the released head: wider, and with more queries.
+DINOV3_DETECTOR = ("dinov3_vit_7b_frozen.yaml", "dinov3_vit_l_plus_frozen.yaml")
 
 
 def config(name: str, *options):
@@ -41,8 +43,8 @@ def test_recipe_numbers(name):
     assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53] and cfg.MODEL.PIXEL_STD == [58.395, 57.12, 57.375]
     assert list(cfg.INPUT.MIN_SIZE_TRAIN) == list(range(480, 801, 32)) and cfg.INPUT.MAX_SIZE_TRAIN == 1333
     assert (head.DECODER_LAYERS, head.FEEDFORWARD_DIM, head.NUM_HEADS, head.FEATURE_STRIDE) == (6, 2048, 8, 16)
-    assert head.HIDDEN_DIM == (768 if "7b" in name else 256)
-    assert (head.NUM_QUERIES, head.ONE_TO_MANY.QUERIES) == ((1500, 1500) if "7b" in name else (300, 1500))
+    assert head.HIDDEN_DIM == (768 if name in DINOV3_DETECTOR else 256)
+    assert (head.NUM_QUERIES, head.ONE_TO_MANY.QUERIES) == ((1500, 1500) if name in DINOV3_DETECTOR else (300, 1500))
     assert (head.ONE_TO_MANY.REPEATS, head.ONE_TO_MANY.WEIGHT) == (6, 1.0)
     weight = {"delta": 1.0, "sigmoid": 5.0}[head.BOX_CODER]
     assert (head.LOSS.CLASS_WEIGHT, head.LOSS.BOX_WEIGHT, head.LOSS.GIOU_WEIGHT) == (2.0, weight, 2.0)

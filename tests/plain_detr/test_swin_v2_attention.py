@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+from timm.models.swin_transformer_v2 import window_partition
 
 from d2x.backbones.shared_bias_attention import shared_bias_attention
-from d2x.backbones.swin_v2_attention import CosineAttention, partition_windows, shift_mask
+from d2x.backbones.swin_v2_attention import CosineAttention, shift_mask
 from tests.plain_detr.builders import randomise
 
 WINDOW, SHIFT = 4, 2
@@ -99,7 +100,7 @@ def test_four_kinds_of_windows_equal_a_mask_for_every_window(rows_columns, value
     ):
         made.zero_grad()
         leaf = x.clone().requires_grad_()
-        out = attend(partition_windows(leaf, WINDOW))
+        out = attend(window_partition(leaf, (WINDOW, WINDOW)).flatten(1, 2))
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
         results.append([out, leaf.grad, *(one.grad.clone() for one in made.parameters())])
     for one, other in zip(*results):
@@ -108,7 +109,7 @@ def test_four_kinds_of_windows_equal_a_mask_for_every_window(rows_columns, value
 
 @pytest.mark.parametrize("limit", [1, 60, 1 << 20])
 def test_shared_bias_attention_equals_the_formula(limit, monkeypatch):
-    monkeypatch.setattr("plain_detr.attention.chunked.BLOCK_LOGITS_CPU", limit)
+    monkeypatch.setattr("d2x.backbones.shared_bias_attention.BLOCK_LOGITS", limit)
     shapes = [(5, 2, 9, 4)] * 3 + [(2, 9, 9)]
     tensors, results = [torch.randn(shape) for shape in shapes], []
     for attend in (shared_bias_attention, lambda q, k, v, bias: (q @ k.transpose(-1, -2) + bias).softmax(-1) @ v):

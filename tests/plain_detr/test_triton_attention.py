@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from plain_detr.attention.biased import biased_attention
-from plain_detr.attention.triton_check import triton_works
+from plain_detr.attention.triton import triton_works
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

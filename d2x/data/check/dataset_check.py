@@ -1,4 +1,4 @@
-"""Everything that is wrong with a data set, or with a training and a validation set together."""
+"""Check of a data set, or of a training and a validation set together."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""What a check of a data set found, for people and for programs."""
+"""Report of a data-set check, for people and for programs."""
 
 from typing import Any
 

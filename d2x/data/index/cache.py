@@ -1,4 +1,4 @@
-"""From a COCO json to its index: read from the cache if nothing changed since, else made anew and kept there."""
+"""Cached index of a COCO json: read from the cache if nothing changed since, else made anew and kept there."""
 
 import contextlib
 import hashlib

@@ -1,5 +1,6 @@
-"""A COCO json without what is wrong with it."""
+"""Clean copy of a COCO json, without what is wrong with it."""
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -7,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from d2x.atomic_files import atomic_path
+from d2x.atomic_files import atomic_cache_write
 from d2x.data.index.json_stream import Member
-from d2x.data.index.scan import Scan
-from d2x.data.rules.record_rules import box_numbers, is_area, is_crowd
+from d2x.data.index.scan import LISTS, Scan
+from d2x.data.rules.record_rules import is_area, is_crowd
 
 
 @dataclass
@@ -60,23 +61,25 @@ def clean_members(members: Iterable[Member], cleaning: Cleaning) -> Iterator[Mem
 
 def write_members(members: Iterable[Member], path: Path) -> None:
     """Write a json file, one record a line; complete or not at all."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write("{")
-        first_key, open_list = True, ""
-        for key, position, value in members:
-            if position < 0:
-                file.write("\n]" if open_list else "")
-                file.write(f"{'' if first_key else ','}\n{json.dumps(key)}: ")
-                first_key, open_list, first = False, "", True
-                if value == [] and key in ("images", "annotations"):
-                    open_list = key
-                    file.write("[")
-                else:
-                    file.write(json.dumps(value))
-            else:
-                file.write(f"{'' if first else ','}\n{json.dumps(value)}")
-                first = False
-        file.write("\n]\n}\n" if open_list else "\n}\n")
+    pieces = _pieces(members)
+    with atomic_cache_write(path) as file:
+        for text in iter(lambda: "".join(itertools.islice(pieces, 1000)), ""):
+            file.write(text.encode())
+
+
+def _pieces(members: Iterable[Member]) -> Iterator[str]:
+    """The text of a json object, piece by piece; a list that is read by elements comes first as an empty one."""
+    separator, list_is_open, first = "", False, True
+    yield "{"
+    for key, position, value in members:
+        if position >= 0:
+            yield f"{'' if first else ','}\n{json.dumps(value)}"
+            first = False
+            continue
+        yield ("\n]" if list_is_open else "") + f"{separator}\n{json.dumps(key)}: "
+        separator, list_is_open, first = ",", value == [] and key in LISTS, True
+        yield "[" if list_is_open else json.dumps(value)
+    yield "\n]\n}\n" if list_is_open else "\n}\n"
 
 
 def _cleaned(annotation: dict, cleaning: Cleaning, number: int) -> dict:
@@ -101,7 +104,7 @@ def _cleaned(annotation: dict, cleaning: Cleaning, number: int) -> dict:
 
 
 def _clipped(annotation: dict, width: int, height: int) -> dict:
-    x, y, w, h = box_numbers(annotation["bbox"])
+    x, y, w, h = map(float, annotation["bbox"])
     x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
     clipped = [x0, y0, x1 - x0, y1 - y0]
     return {"bbox": clipped} if clipped != [x, y, w, h] else {}

@@ -1,4 +1,4 @@
-"""The usable records of a COCO json as a few arrays, kept on disk: the next start maps them into memory.
+"""Index of a COCO json: its usable records as a few arrays, kept on disk, which the next start maps into memory.
 
 Records are made from the arrays when they are asked for. The arrays are not copied by worker processes and, mapped
 from a file, are shared by all processes of a machine: memory does not grow with workers or ranks.
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
-from d2x.atomic_files import atomic_path
+from d2x.atomic_files import atomic_cache_write
 from d2x.data.index.scan import Scan
 
 logger = logging.getLogger(__name__)
@@ -60,17 +60,17 @@ class CocoIndex:
 
     @classmethod
     def from_scan(cls, scan: Scan, **header: Any) -> "CocoIndex":
-        images, found = scan.images, scan.annotations
-        kept = np.flatnonzero(found.keep)
-        image = found.image[kept]
+        images, annotations = scan.images, scan.annotations
+        kept = np.flatnonzero(annotations.keep)
+        image = annotations.image[kept]
         order = kept[np.argsort(image, kind="stable")]
         counts = np.bincount(image, minlength=len(images))
         arrays = {
             "size": np.stack([images.height, images.width], axis=1),
             "first": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            "box": found.boxes[order],
-            "category": found.category[order],
-            "crowd": found.crowd[order],
+            "box": annotations.boxes[order],
+            "category": annotations.category[order],
+            "crowd": annotations.crowd[order],
         }
         arrays["file_text"], arrays["file_text_end"] = _pack(images.file_names)
         if images.ids and isinstance(images.ids[0], str):
@@ -88,8 +88,8 @@ class CocoIndex:
             OSError: it cannot be written.
         """
         header = {**self.header, "format": _FORMAT, "checksum": _checksum(self.arrays)}
-        with atomic_path(path) as temporary:
-            save_file(self.arrays, temporary, metadata={"header": json.dumps(header)})
+        with atomic_cache_write(path) as file:
+            file.write(save(self.arrays, metadata={"header": json.dumps(header)}))
 
     @classmethod
     def open(cls, path: Path) -> "CocoIndex":
@@ -136,7 +136,7 @@ class CocoIndex:
         return _unpack(self.arrays, "image_text", image)
 
 
-class IndexedRecords(Sequence, Dataset):
+class IndexedRecords(Sequence[dict], Dataset):
     """Records in detectron2's format, made when they are asked for; both a sequence and a map-style ``Dataset``.
 
     Args:
@@ -147,12 +147,12 @@ class IndexedRecords(Sequence, Dataset):
     """
 
     def __init__(self, index: CocoIndex, image_root: str, dataset_name: str, images: np.ndarray | None = None):
-        self.index, self.image_root, self.dataset_name, self._images = index, image_root, dataset_name, images
+        self.coco_index, self.image_root, self.dataset_name, self._images = index, image_root, dataset_name, images
 
     def __len__(self) -> int:
-        return len(self.index) if self._images is None else len(self._images)
+        return len(self.coco_index) if self._images is None else len(self._images)
 
-    def __getitem__(self, number):
+    def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         position = number + len(self) if number < 0 else number
@@ -162,28 +162,28 @@ class IndexedRecords(Sequence, Dataset):
 
     def without_empty(self) -> "IndexedRecords":
         """Only images with an annotation that marks no crowd, as detectron2 filters for training."""
-        arrays = self.index.arrays
+        arrays = self.coco_index.arrays
         single = np.concatenate([[0], np.cumsum(arrays["crowd"] == 0)])[arrays["first"]]  # before each image
         images = np.flatnonzero(np.diff(single))
         if self._images is not None:
             images = self._images[np.isin(self._images, images)]
-        return IndexedRecords(self.index, self.image_root, self.dataset_name, images)
+        return IndexedRecords(self.coco_index, self.image_root, self.dataset_name, images)
 
     def sizes(self) -> np.ndarray:
         """(N, 2) int32, (height, width) of each record's image, px."""
-        size = self.index.arrays["size"]
+        size = self.coco_index.arrays["size"]
         return size if self._images is None else size[self._images]
 
     def _record(self, image: int) -> dict:
-        arrays = self.index.arrays
+        arrays = self.coco_index.arrays
         first, end = arrays["first"][image : image + 2].tolist()
         columns = (arrays[name][first:end].tolist() for name in ("crowd", "box", "category"))
         height, width = arrays["size"][image].tolist()
         return {
-            "file_name": os.path.join(self.image_root, self.index.file_name(image)),
+            "file_name": os.path.join(self.image_root, self.coco_index.file_name(image)),
             "height": height,
             "width": width,
-            "image_id": self.index.image_id(image),
+            "image_id": self.coco_index.image_id(image),
             "annotations": [
                 {"iscrowd": crowd, "bbox": box, "category_id": category, "bbox_mode": BoxMode.XYWH_ABS}
                 for crowd, box, category in zip(*columns)

@@ -1,7 +1,7 @@
 """The records of a COCO json as columns: what its annotations say, with the ids they name still unresolved."""
 
 from array import array
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Columns:
         if key == "categories" and isinstance(value, list):
             self.categories = value
 
-    def _add_image(self, position: int, image: object) -> None:
+    def _add_image(self, position: int, image: Any) -> None:
         fault = image_fault(image)
         if fault:
             record = image if isinstance(image, dict) else {}
@@ -66,10 +66,11 @@ class Columns:
             more = f", id {record.get('id')}" if fault == kinds.IMAGE_BAD_ID else ""
             self.images.append(BadImage(fault, label + more, record_id(record.get("id"))))
         else:
-            size = int(image["width"]), int(image["height"])
-            self.images.append(ImageRecord(record_id(image["id"]), image["file_name"], *size))
+            own_id, size = record_id(image["id"]), (int(image["width"]), int(image["height"]))
+            assert own_id is not None
+            self.images.append(ImageRecord(own_id, image["file_name"], *size))
 
-    def _add_annotation(self, position: int, annotation: object) -> None:
+    def _add_annotation(self, position: int, annotation: Any) -> None:
         image, category, box, crowd = -1, -1, None, 0
         fault = _absent(annotation)
         if not fault:

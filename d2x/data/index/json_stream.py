@@ -1,4 +1,8 @@
-"""Reads a big json object piece by piece: its lists by elements, so that memory holds only one of them."""
+"""Streaming reader of a big json object: its lists by elements, so that memory holds only one of them.
+
+By the standard library's decoder: orjson, msgspec and ijson refuse a whole file for one NaN, which here is one bad
+record that is named and left out; and the first two want all of the file in memory.
+"""
 
 import codecs
 import json
@@ -110,7 +114,8 @@ class _Reader:
             found = self._text[self._at : self._at + 1]
             if found not in _BLANK:  # an empty one is in it
                 return found
-            self._at = _SPACE.match(self._text, self._at).end()
+            space = _SPACE.match(self._text, self._at)
+            self._at = space.end() if space else self._at
             if self._at == len(self._text) and not self._read_more():
                 return ""
 

@@ -1,4 +1,4 @@
-"""One pass over a COCO json: every record is judged, and what can be used is kept as columns instead of dicts."""
+"""Scan of a COCO json in one pass: every record is judged, and what can be used is kept as columns, not dicts."""
 
 import os
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from d2x.data.index.columns import LISTS, NEEDED, NO_ID, NOT_NUMBERS, BadImage, Columns
+from d2x.data.index.columns import LISTS, NEEDED, NO_ID, NOT_NUMBERS, BadImage, Columns, ImageRecord
 from d2x.data.index.json_stream import Member
 from d2x.data.rules import problems as kinds
 from d2x.data.rules.image_files import ImageFiles
@@ -170,7 +170,7 @@ def _usable_images(
     reader: Columns, json_file: str, image_root: str, files: ImageFiles | None, problems: Problems
 ) -> tuple[Images, np.ndarray, set]:
     """(usable images, (all,) bool which they are, ids that only unusable ones have)."""
-    kept: dict[int | str, int] = {}
+    kept: dict[int | str, tuple[int, ImageRecord]] = {}  # by id: its position, and the record
     bar = tqdm(reader.images, desc=f"files of {Path(json_file).name}", unit="image", delay=3, leave=False)
     for position, image in enumerate(bar if files else reader.images):
         if isinstance(image, BadImage):
@@ -183,16 +183,16 @@ def _usable_images(
         elif files and (fault := files.fault(os.path.join(image_root, image.file_name))):
             problems.add(fault, name, position=position)
         else:
-            kept[image.id] = position
+            kept[image.id] = position, image
     left_out = {image.id for image in reader.images} - set(kept)
     keep = np.zeros(len(reader.images), dtype=bool)
-    keep[list(kept.values())] = True
-    order = sorted(kept)
-    records = [reader.images[kept[number]] for number in order]
+    ids = sorted(kept)
+    positions, records = [kept[i][0] for i in ids], [kept[i][1] for i in ids]
+    keep[positions] = True
     images = Images(
-        ids=order,
+        ids=ids,
         file_names=[image.file_name for image in records],
-        position=np.array([kept[number] for number in order], dtype=np.int64),
+        position=np.array(positions, dtype=np.int64),
         width=np.array([image.width for image in records], dtype=np.int32),
         height=np.array([image.height for image in records], dtype=np.int32),
     )
@@ -217,12 +217,12 @@ def _judge_annotations(
         leave_out(fault == code, f"{kinds.ANNOTATION_NOT_A_RECORD}{key}")
     leave_out(image == _LEFT_OUT, kinds.OF_LEFT_OUT_IMAGES, to=notes)
     raw = list(reader.image_refs)
-    leave_out(image < 0, kinds.UNKNOWN_IMAGE, lambda i: f", image id {_raw(raw, columns['image'][i])}")
+    leave_out(image < 0, kinds.UNKNOWN_IMAGE, lambda i: f", image id {_raw(raw, int(columns['image'][i]))}")
     raw_category = list(reader.category_refs)
     leave_out(
         category < 0,
         kinds.UNKNOWN_CATEGORY,
-        lambda i: f", category id {_raw(raw_category, columns['category'][i])}",
+        lambda i: f", category id {_raw(raw_category, int(columns['category'][i]))}",
     )
     leave_out(
         fault == NOT_NUMBERS, f"annotations {kinds.BOX_NOT_NUMBERS}", lambda i: f", bbox {reader.odd_values.get(i)}"

@@ -1,4 +1,4 @@
-"""Whether image files are there, can be decoded, are as large as recorded; and what tells two of them apart."""
+"""Rules for image files: there, decodable, as large as recorded; and what tells two of them apart."""
 
 import contextlib
 import hashlib

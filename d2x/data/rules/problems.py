@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: the kinds by name, how grave they are, and a list of what was found."""
+"""Kinds of data-set problems, how grave they are, and the list of those in a file."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,6 +1,7 @@
-"""What one record of a COCO json must be like to be used."""
+"""Rules for the records of a COCO json."""
 
 import math
+from typing import Any
 
 from d2x.data.rules import problems as kinds
 
@@ -10,7 +11,7 @@ _NUMBERS = frozenset({int, float})  # by type(), so that true and false are none
 INFINITY = math.inf
 
 
-def record_id(value: object) -> int | str | None:
+def record_id(value: Any) -> int | str | None:
     """An id as ids are compared: an integer (3.0 is 3) or a text; None for what cannot be one."""
     kind = type(value)
     if kind is str:
@@ -20,7 +21,7 @@ def record_id(value: object) -> int | str | None:
     return value if kind is int and -_LARGEST_ID <= value <= _LARGEST_ID else None
 
 
-def image_fault(image: object) -> str:
+def image_fault(image: Any) -> str:
     """The kind of what is wrong with an image record by itself; empty if nothing is."""
     for key in ("id", "file_name", "width", "height"):
         if not has(image, key):
@@ -40,7 +41,7 @@ def image_size(image: dict) -> tuple[float, float]:
     return image["width"], image["height"]
 
 
-def box_numbers(box: object) -> tuple[float, float, float, float] | None:
+def box_numbers(box: Any) -> tuple[float, float, float, float] | None:
     """The four numbers of a box as floats (too large ones as infinity), or None if it is not four numbers."""
     if type(box) not in (list, tuple) or len(box) != 4:
         return None
@@ -105,16 +106,16 @@ def is_crowd(annotation: dict) -> bool | None:
     return any(flags) if all(type(flag) is bool or is_number(flag) for flag in flags) else None
 
 
-def is_area(value: object) -> bool:
+def is_area(value: Any) -> bool:
     return is_number(value) and value >= 0
 
 
-def is_number(value: object) -> bool:
+def is_number(value: Any) -> bool:
     """A finite one."""
     return type(value) in _NUMBERS and abs(_as_float(value)) < INFINITY
 
 
-def has(record: object, key: str) -> bool:
+def has(record: Any, key: str) -> bool:
     return isinstance(record, dict) and record.get(key) is not None
 
 
@@ -125,7 +126,7 @@ def _as_float(value: int | float) -> float:
         return INFINITY if value > 0 else -INFINITY
 
 
-def _is_name(name: object) -> bool:
+def _is_name(name: Any) -> bool:
     try:
         return type(name) is str and bool(name.strip()) and bool(name.encode())
     except UnicodeEncodeError:  # half of a surrogate pair: no log or config file could hold it

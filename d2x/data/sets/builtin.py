@@ -55,7 +55,7 @@ def register_builtin() -> None:
 
 
 def _register(
-    name: str, classes: Sequence[str] | None, read: Callable[[], list[dict]], labelled: list[int] | None = None
+    name: str, classes: Sequence[str] | None, read: Callable[[], Sequence[dict]], labelled: list[int] | None = None
 ) -> None:
     """``classes`` None: they become known with the records."""
     if name in DatasetCatalog:

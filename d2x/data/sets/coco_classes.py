@@ -1,4 +1,4 @@
-"""Some classes of a COCO json as a data set of its own."""
+"""Data set of some classes of a COCO json."""
 
 import os
 from collections.abc import Sequence
@@ -49,22 +49,22 @@ def read_coco_classes(
     if unknown:
         raise ValueError(f"{json_file}: no category {', '.join(unknown)}")
     numbers = {own[name]: number for number, name in enumerate(classes) if name}
-    found = scan.annotations
+    annotations = scan.annotations
     wanted: list[list[int]] = [[] for _ in range(len(scan.images))]  # by image, positions of annotations
-    for position in np.flatnonzero(np.isin(found.category, list(numbers)) & (found.image >= 0)).tolist():
-        wanted[found.image[position]].append(position)
+    for position in np.flatnonzero(np.isin(annotations.category, list(numbers)) & (annotations.image >= 0)).tolist():
+        wanted[annotations.image[position]].append(position)
     records = []
     for image in np.argsort(scan.images.position).tolist():
         height, width = int(scan.images.height[image]), int(scan.images.width[image])
         path = os.path.join(image_root, scan.images.file_names[image])
         record = make_record(path, scan.images.ids[image], (height, width))
-        if images == "all" and {int(found.category[i]) for i in wanted[image]} != set(numbers):
+        if images == "all" and {int(annotations.category[i]) for i in wanted[image]} != set(numbers):
             continue
         for position in wanted[image]:
-            if found.keep[position]:
-                x, y, w, h = found.boxes[position].tolist()
-                crowd = bool(found.crowd[position]) and not crowds_as_objects
-                add_box(record, numbers[int(found.category[position])], (x, y, x + w, y + h), crowd=crowd)
+            if annotations.keep[position]:
+                x, y, w, h = annotations.boxes[position].tolist()
+                crowd = bool(annotations.crowd[position]) and not crowds_as_objects
+                add_box(record, numbers[int(annotations.category[position])], (x, y, x + w, y + h), crowd=crowd)
         if record["annotations"] or images == "every":
             records.append(record)
     return finish(records, scan.problems)

@@ -57,8 +57,8 @@ def read_crowd_human(
         except ValueError as error:
             problems.add(str(error), f"{where}, {path}")
             continue
-        for one in objects:
-            fault = _add(record, one, BOXES[boxes], ignore_regions)
+        for annotation in objects:
+            fault = _add(record, annotation, BOXES[boxes], ignore_regions)
             if fault:
                 problems.add(fault, where)
         if record["annotations"] or keep_empty:
@@ -66,14 +66,14 @@ def read_crowd_human(
     return finish(records, problems)
 
 
-def _add(record: dict, one: dict, key: str, ignore_regions: bool) -> str:
-    if not isinstance(one, dict):
+def _add(record: dict, annotation: dict, key: str, ignore_regions: bool) -> str:
+    if not isinstance(annotation, dict):
         return f"annotations without four numbers in '{key}'"
-    extra = one.get("extra")
-    ignored = one.get("tag") != "person" or (isinstance(extra, dict) and bool(extra.get("ignore", 0)))
-    if one.get("tag") != "person" and not (ignore_regions and one.get("tag") == "mask"):
+    extra = annotation.get("extra")
+    ignored = annotation.get("tag") != "person" or (isinstance(extra, dict) and bool(extra.get("ignore", 0)))
+    if annotation.get("tag") != "person" and not (ignore_regions and annotation.get("tag") == "mask"):
         return ""
-    box = box_numbers(one.get(key))
+    box = box_numbers(annotation.get(key))
     if box is None:
         return f"annotations without four numbers in '{key}'"
     x, y, w, h = box

@@ -1,4 +1,4 @@
-"""Boxes that a detector found, as the released CenterX keeps them: one image a line, semicolons between the fields."""
+"""Pseudo-label text files, as CPFLAME released them: one image a line, semicolons between the fields."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""What the readers of annotation files share: one record per image, bad ones reported with a count and left out."""
+"""Record helpers of the annotation readers: one record per image, bad ones reported with a count and left out."""
 
 import logging
 import math

@@ -42,14 +42,14 @@ def read_records(name: str) -> Sequence[dict]:
         index = open_index(json_file, image_root, need_images=False)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"data set '{name}': {error}; {WHERE}") from error
-    found = index.class_metadata()
-    if any(metadata.get(key, value) != value for key, value in found.items()):
-        own = found["thing_classes"]
+    classes = index.class_metadata()
+    if any(metadata.get(key, value) != value for key, value in classes.items()):
+        own = classes["thing_classes"]
         raise ValueError(
             f"{json_file}: its categories ({len(own)}, the first is '{own[0]}') are not those"
             f" that data set '{name}' is registered with ({len(metadata.get('thing_classes', []))})"
         )
-    metadata.set(**found)
+    metadata.set(**classes)
     return IndexedRecords(index, image_root, name)
 
 

@@ -3,10 +3,11 @@
 import itertools
 import logging
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset
 
 from d2x.data.images import read_size
 from d2x.data.index.coco_index import IndexedRecords
@@ -15,7 +16,15 @@ from d2x.data.sets.registered_coco import has_index, read_records
 logger = logging.getLogger(__name__)
 
 
-def training_records(names: Sequence[str], *, filter_empty: bool) -> Sequence[dict] | Dataset:
+class Records(Protocol):
+    """detectron2's dataset dicts, by number: a list or a map-style data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> dict: ...
+
+
+def training_records(names: Sequence[str], *, filter_empty: bool) -> Records:
     """Records of the named data sets, one set after the other.
 
     detectron2's ``get_detection_dataset_dicts`` for data sets that are lists; those that are ``IndexedRecords``, which
@@ -25,21 +34,21 @@ def training_records(names: Sequence[str], *, filter_empty: bool) -> Sequence[di
     Args:
         filter_empty: leave out images without an annotation that marks no crowd.
 
-    Returns:
-        A list, or a map-style data set.
-
     Raises:
         ValueError: no image is left.
     """
+    records: Any  # torch's data sets have no length in their types
     if not any(map(has_index, names)):
-        return get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
-    parts = [_part(name, filter_empty) for name in names]
+        records = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+        return records
+    parts: list[Any] = [_part(name, filter_empty) for name in names]
     if not sum(map(len, parts)):
         raise ValueError(f"no image with an annotation in data set {', '.join(names)}")
-    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
+    records = parts[0] if len(parts) == 1 else ConcatDataset(parts)
+    return records
 
 
-def are_wide(records: Sequence[dict] | Dataset) -> list[bool]:
+def are_wide(records: Any) -> list[bool]:
     """(M,) for each record, whether it is wider than high; without making the records of an index."""
     if isinstance(records, ConcatDataset):
         return list(itertools.chain.from_iterable(are_wide(part) for part in records.datasets))
@@ -56,7 +65,7 @@ def _is_wide(record: dict) -> bool:
     return width > height
 
 
-def _part(name: str, filter_empty: bool) -> Dataset:
+def _part(name: str, filter_empty: bool) -> Records:
     records = read_records(name)
     before = len(records)
     if isinstance(records, IndexedRecords):
@@ -64,8 +73,8 @@ def _part(name: str, filter_empty: bool) -> Dataset:
     else:
         has_annotations = bool(records) and "annotations" in records[0]
         if filter_empty and has_annotations:
-            records = filter_images_with_only_crowd_annotations(records)
-        records = DatasetFromList(records, copy=False)
+            records = filter_images_with_only_crowd_annotations(list(records))
+        records = DatasetFromList(list(records), copy=False)
     if len(records) < before:
         logger.info("%s: %d of %d images have an annotation; the others are left out", name, len(records), before)
     return records

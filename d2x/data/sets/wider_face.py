@@ -119,10 +119,10 @@ def read_voc_xml(
         path = root / "Annotations" / f"{image_id}.xml"
         try:
             tree = ElementTree.parse(path).getroot()
-            size = int(tree.findtext("size/height")), int(tree.findtext("size/width"))
+            size = int(tree.findtext("size/height", "")), int(tree.findtext("size/width", ""))
             if min(size) < 1:
                 raise ValueError
-            objects = [(one.findtext("name"), _voc_box(one)) for one in tree.iter("object")]
+            objects = [(element.findtext("name"), _voc_box(element)) for element in tree.iter("object")]
         except OSError:
             problems.add("xml files missing", str(path))
             continue
@@ -141,14 +141,10 @@ def read_voc_xml(
 
 
 def _face(line: str) -> Face:
-    values = [float(word) for word in line.split()]
-    return Face(tuple(values[:4]) if len(values) >= 4 else _bad(line), *(int(value) for value in values[4:10]))
+    x, y, w, h, *grades = map(float, line.split())
+    return Face((x, y, w, h), *(int(grade) for grade in grades[:6]))
 
 
-def _bad(line: str):
-    raise ValueError(f"'{line}' is not 'x y w h ...'")
-
-
-def _voc_box(one: ElementTree.Element) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = (float(one.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
+def _voc_box(element: ElementTree.Element) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (float(element.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax"))
     return x0 - 1, y0 - 1, x1, y1

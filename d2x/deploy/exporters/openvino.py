@@ -48,7 +48,7 @@ def _quantize(model: openvino.Model, feeds: Sequence[dict[str, np.ndarray]], *, 
         nncf.Dataset(feeds),
         subset_size=len(feeds),
         preset=nncf.QuantizationPreset.MIXED,
-        # NNCF's defaults cost CenterX's quick-start 1.0 AP, these two nothing.
+        # NNCF's defaults cost the quick start of the heatmap detector 1.0 AP, these two nothing.
         fast_bias_correction=False,
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX

@@ -1,13 +1,14 @@
-"""Notices a loss that has left for good: it blew up, or one of its parts is gone."""
+"""Detection of diverged training: a loss that blew up for good, or one of its parts that vanished."""
 
 import logging
 import math
 import statistics
 from collections import deque
 
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.utils import comm
 
+from d2x.distributed import from_main
 from d2x.engine.health.step_guard import TrainingDiverged
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,11 @@ class LossCollapse(HookBase):
         self.present: set[str] = set()  # parts that had a median above zero
         self.reported: set[str] = set()
 
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode) -> "LossCollapse":
+        node = cfg.HEALTH.COLLAPSE
+        return cls(window=node.WINDOW, factor=node.FACTOR, action=node.ACTION)
+
     def after_step(self) -> None:
         iteration = self.trainer.iter
         for name, (value, when) in self.trainer.storage.latest().items():
@@ -56,7 +62,7 @@ class LossCollapse(HookBase):
         if problem:
             logger.warning("iteration %d: %s", iteration, problem)
         if self._action == "stop":
-            problem = comm.all_gather(problem)[0]  # the losses are with the main process
+            problem = from_main(problem)  # the losses are with the main process
             if problem:
                 raise TrainingDiverged(f"iteration {iteration}: {problem}; HEALTH.COLLAPSE.ACTION is stop")
 

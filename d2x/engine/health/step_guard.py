@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: skipped, counted, reported, and ended when they do not stop."""
+"""Guard against steps whose loss or gradient is not finite: skipped, counted, reported, ended when they go on."""
 
 import json
 import logging
@@ -14,8 +14,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from d2x.atomic_files import atomic_write
+from d2x.atomic_files import atomic_write, write_text
 from d2x.checkpoint.files import Checkpointer
+from d2x.distributed import gather
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +89,9 @@ class StepGuard:
         for kept, buffer in zip(self._before, self._buffers):
             buffer.copy_(kept)
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        found = self._describe(batches, losses)
-        reason = "; ".join(dict.fromkeys(one["reason"] for one in found if one["reason"]))
-        files = [name for one in found for name in one["files"]]
+        reports = self._describe(batches, losses)
+        reason = "; ".join(dict.fromkeys(report["reason"] for report in reports if report["reason"]))
+        files = [name for report in reports for name in report["files"]]
         logger.warning(
             "iteration %d: %s: step skipped (%d in a row, %d in all); images: %s",
             iteration, reason, self.in_a_row, self.skipped, ", ".join(files),
@@ -98,7 +99,7 @@ class StepGuard:
         if has_event_storage():
             get_event_storage().put_scalar("health/skipped_steps", self.skipped, smoothing_hint=False)
         if self.max_in_a_row and self.in_a_row >= self.max_in_a_row:
-            where = self._save_bundle(iteration, batches, found)
+            where = self._save_bundle(iteration, batches, reports)
             raise TrainingDiverged(
                 f"{self.in_a_row} steps in a row had a loss or gradient that is not finite (iteration {iteration}:"
                 f" {reason}){f'; batch, config and weights are in {where}' if where else ''}"
@@ -116,19 +117,18 @@ class StepGuard:
 
     def _describe(self, batches: Sequence[list[dict]], losses: Sequence[dict[str, Tensor]]) -> list[dict]:
         """One report of each process, the same list in each: ``reason``, ``files``, ``losses``, ``gradients``."""
-        values = [{name: float(loss) for name, loss in one.items()} for one in losses]
-        bad = [[name for name, value in one.items() if not math.isfinite(value)] for one in values]
+        values = [{name: float(loss) for name, loss in terms.items()} for terms in losses]
+        bad = [[name for name, value in terms.items() if not math.isfinite(value)] for terms in values]
         gradients = [name for name, grad in self._gradients().items() if not grad.isfinite().all()]
-        reasons = [f"{name} is {one[name]:g}" for one, names in zip(values, bad) for name in names]
+        reasons = [f"{name} is {terms[name]:g}" for terms, names in zip(values, bad) for name in names]
         suspects = [batch for batch, names in zip(batches, bad) if names]
-        if not any(comm.all_gather(bool(reasons))):  # else the gradients follow from the losses
+        if not any(gather(bool(reasons))):  # else the gradients follow from the losses
             reasons = [f"the gradient of {_some(gradients)} is not finite"]
             suspects = list(batches)
         files = [_name(record) for batch in suspects for record in batch]
-        mine = {"reason": ", ".join(reasons), "files": files, "losses": values, "gradients": gradients}
-        return comm.all_gather(mine)
+        return gather({"reason": ", ".join(reasons), "files": files, "losses": values, "gradients": gradients})
 
-    def _save_bundle(self, iteration: int, batches: Sequence[list[dict]], found: list[dict]) -> str:
+    def _save_bundle(self, iteration: int, batches: Sequence[list[dict]], reports: list[dict]) -> str:
         if self.checkpointer is None or not self.checkpointer.save_dir:
             return ""
         name = os.path.join(DIAGNOSTICS, f"iteration_{iteration:07d}")
@@ -138,10 +138,9 @@ class StepGuard:
             torch.save([[_plain(record) for record in batch] for batch in batches], file)
         weights = self.checkpointer.save_weights(os.path.join(name, "weights.pth"), iteration=iteration)
         if comm.is_main_process():
-            report = {"iteration": iteration, "weights": weights, "processes": found}
-            for file_name, text in (("report.json", json.dumps(report, indent=1)), ("config.yaml", self.config)):
-                with atomic_write(os.path.join(folder, file_name)) as file:
-                    file.write(text.encode())
+            report = {"iteration": iteration, "weights": weights, "processes": reports}
+            write_text(os.path.join(folder, "report.json"), json.dumps(report, indent=1))
+            write_text(os.path.join(folder, "config.yaml"), self.config)
         return folder
 
 

@@ -1,6 +1,6 @@
-"""Losses re-weighted every iteration so that each is worth a fixed amount, whatever its own scale.
+"""Adaptive loss: losses re-weighted every iteration so that each is worth a fixed amount, whatever its own scale.
 
-The "communist" loss of CenterX: weight = target / loss.detach(), so every loss always has the value of its target and
+The "communist" loss: weight = target / loss.detach(), so every loss always has the value of its target and
 the learning-rate schedule alone decides how fast training goes. It needs no knowledge of the model: losses are chosen
 by the names in the model's loss dict.
 """
@@ -58,7 +58,6 @@ class AdaptiveLoss(LossTransform):
         self.parameters = tuple(parameters)
         self.left_out: Counter[str] = Counter()  # loss name -> steps it was left out
         self.weights: dict[str, float] = {}  # of the last call
-        self.non_finite: set[str] = set()  # names left out in the last call for not being finite
 
     def target_of(self, name: str) -> float | None:
         """The target value of a loss by its name; None if no pattern matches."""
@@ -71,7 +70,7 @@ class AdaptiveLoss(LossTransform):
             patterns = ", ".join(pattern for pattern, _ in self.targets)
             raise ValueError(f"ADAPTIVE_LOSS.TARGETS ({patterns}) match none of the losses {', '.join(losses)}")
         values = mean_over_ranks(losses, sorted(chosen))
-        self.weights, self.non_finite = {}, set()
+        self.weights, self.non_finite = {}, frozenset(name for name in values if not math.isfinite(values[name]))
         out = {}
         for name, loss in losses.items():
             if name not in chosen:
@@ -97,8 +96,6 @@ class AdaptiveLoss(LossTransform):
 
     def _leave_out(self, name: str, value: float) -> None:
         self.left_out[name] += 1
-        if not math.isfinite(value):
-            self.non_finite.add(name)
         if self.left_out[name] in REPORT_AT:
             logger.warning("%s is %g: left out of this step (%d steps so far)", name, value, self.left_out[name])
 

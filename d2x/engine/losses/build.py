@@ -1,4 +1,4 @@
-"""The loss transforms that a config asks for."""
+"""Builder of the loss transforms that a config asks for."""
 
 from detectron2.config import CfgNode
 from torch import nn

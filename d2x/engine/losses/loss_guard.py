@@ -1,6 +1,6 @@
-"""Steps whose loss jumps are not taken.
+"""Skipping of steps whose loss jumps.
 
-The released CenterX skips a step whose loss exceeds the last accepted one by a factor. ``step_anyway`` and
+CPFLAME's released trainer skips a step whose loss exceeds the last accepted one by a factor. ``step_anyway`` and
 ``max_skips`` choose between its exact behaviour and one without its two traps.
 """
 
@@ -55,20 +55,15 @@ class LossGuard(LossTransform):
         self.skips_in_a_row = 0
         self.skipped_batches = 0
         self.skipped = False  # the last call's decision
-        self.non_finite: set[str] = set()  # names of the last call's losses that were skipped for not being finite
-
-    @property
-    def forbids_step(self) -> bool:
-        """Whether the last batch asks for no optimizer step."""
-        return self.skipped and not self.step_anyway
 
     def __call__(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss dict -> the same, or zeros with zero gradients."""
         values = mean_over_ranks(losses, sorted(losses))
         total = sum(values.values())
-        self.non_finite = {name for name, value in values.items() if not math.isfinite(value)}
+        self.non_finite = frozenset(name for name, value in values.items() if not math.isfinite(value))
         forced = self.max_skips and self.skips_in_a_row >= self.max_skips
         self.skipped = not (math.isfinite(total) and (forced or self.factor * self.reference > total))
+        self.forbids_step = self.skipped and not self.step_anyway
         if self.skipped:
             self.skips_in_a_row += 1
             self.skipped_batches += 1
@@ -113,4 +108,6 @@ def connected_zero(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """
     if not parameters:
         return torch.zeros((), device=loss.device, requires_grad=True)
-    return sum(parameter.flatten()[0].float() * 0 for parameter in parameters if parameter.requires_grad)
+    return torch.stack(
+        [parameter.flatten()[0].float() * 0 for parameter in parameters if parameter.requires_grad]
+    ).sum()

@@ -1,4 +1,4 @@
-"""What a loss is divided by, when the batch is spread over processes."""
+"""Normalizer of a loss when the batch is spread over processes."""
 
 import torch.distributed as dist
 from detectron2.utils import comm

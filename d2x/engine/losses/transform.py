@@ -1,6 +1,4 @@
-"""What may happen to a model's losses before they are summed and back-propagated."""
-
-from collections.abc import Set
+"""Interface of loss transforms, applied to a model's losses before they are summed and back-propagated."""
 
 from torch import Tensor
 
@@ -14,7 +12,7 @@ class LossTransform:
     """
 
     forbids_step: bool = False
-    non_finite: Set[str] = frozenset()
+    non_finite: frozenset[str] = frozenset()
 
     def __call__(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss dict -> loss dict with the same keys."""

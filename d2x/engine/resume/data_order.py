@@ -1,4 +1,4 @@
-"""Which samples make up which training batch: an endless order that can be continued from any batch."""
+"""Batch sampler of training: an endless order of samples that can be continued from any batch."""
 
 from collections.abc import Iterator, Sequence
 

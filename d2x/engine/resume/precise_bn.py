@@ -1,5 +1,7 @@
 """Exact batch-norm statistics before an evaluation, the same whether a run was interrupted or not."""
 
+from typing import Any
+
 from detectron2.engine import hooks
 
 
@@ -10,6 +12,8 @@ class RepeatablePreciseBN(hooks.PreciseBN):
 
     Args: see detectron2's; the loader must be one of ``build_train_loader``.
     """
+
+    trainer: Any  # detectron2's, with ``seed``
 
     def update_stats(self) -> None:
         if not self._disabled:

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what is being computed, not on what this process has computed before.
+"""Seeding by what is being computed, not by what this process has computed before.
 
 Every sample is augmented, and every training step runs, with generators seeded from (seed, what, number). Then there is
 no generator state to save: a resumed run, another number of workers, or an evaluation in between change nothing.
@@ -6,8 +6,8 @@ no generator state to save: a resumed run, another number of workers, or an eval
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,16 +15,18 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import Dataset
 
+from d2x.data.sets.training_set import Records
+
 # What a seed is derived for; the values keep the streams apart.
 SAMPLE, STEP, ORDER = 1, 2, 3
 ATTEMPTS = 1000  # records tried in place of one that cannot be used; the mapper gives up long before
 
 
 class Place(NamedTuple):
-    """A sample of the endless training stream: how many came before it, and the record it shows."""
+    """A sample of the endless training stream: how many came before it, and the number of the record it shows."""
 
     position: int
-    index: int
+    record: int
 
 
 def derived_seed(*numbers: int) -> int:
@@ -64,7 +66,7 @@ class SeededDataset(Dataset):
         seed: of the run.
     """
 
-    def __init__(self, records: Sequence[dict], mapper, seed: int):
+    def __init__(self, records: Records, mapper, seed: int):
         self.records, self.mapper, self.seed = records, mapper, seed
 
     def __len__(self) -> int:
@@ -86,6 +88,8 @@ class SeedEachStep(HookBase):
 
     What the model draws (dropout, noise) then depends on the iteration, not on what ran before it.
     """
+
+    trainer: Any  # detectron2's, with ``seed``
 
     def before_train(self) -> None:
         # TorchScript functions, such as the focal loss of detectron2's own detectors, are else compiled anew after

@@ -1,4 +1,4 @@
-"""Ends of training before the last iteration: asked for by a signal, or because a metric no longer improves."""
+"""Early ends of training: asked for by a signal, or because a metric no longer improves."""
 
 import logging
 import math
@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from d2x.checkpoint.hooks import PeriodicCheckpoints
+from d2x.distributed import from_main
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +28,8 @@ SAME_EVENT = 3.0
 
 def ignore_stop_signals() -> None:
     """For helper processes, such as a loader's workers: they end when the process they help does."""
-    for one in SIGNALS:
-        signal.signal(one, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class StopSignals:
@@ -42,18 +45,18 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         mine = threading.current_thread() is threading.main_thread()
-        self._before = {one: signal.signal(one, self._remember) for one in self._signals if mine}
+        self._before = {each: signal.signal(each, self._remember) for each in self._signals if mine}
         return self
 
     def __exit__(self, *error) -> None:
-        for one, handler in self._before.items():
-            signal.signal(one, handler)
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             if time.monotonic() - self._when > SAME_EVENT:
-                for one, handler in self._before.items():
-                    signal.signal(one, handler)
+                for each, handler in self._before.items():
+                    signal.signal(each, handler)
                 os.kill(os.getpid(), number)
             return
         self.received, self._when = signal.Signals(number), time.monotonic()
@@ -68,6 +71,8 @@ class StopOnSignal(HookBase):
         signals: what was received in this process.
         checkpoints: of the main process, None in the others.
     """
+
+    trainer: Any  # detectron2's, with ``request_stop``
 
     def __init__(self, signals: StopSignals, checkpoints: PeriodicCheckpoints | None):
         self._signals, self._checkpoints = signals, checkpoints
@@ -122,6 +127,12 @@ class EarlyStop(HookBase):
         self.end: int | None = None  # iterations in all, once decided
         self._seen = -1
 
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode) -> "EarlyStop":
+        node = cfg.EARLY_STOP
+        rules = {"min_delta": node.MIN_DELTA, "smaller_is_better": node.SMALLER_IS_BETTER}
+        return cls(node.METRIC, patience=node.PATIENCE, period=cfg.TEST.EVAL_PERIOD, **rules)
+
     def before_train(self) -> None:
         if self.trainer.iter < self.trainer.start_iter:
             self.after_evaluation()  # one that was made up for
@@ -139,8 +150,7 @@ class EarlyStop(HookBase):
         elif comm.is_main_process() and self.trainer.start_iter <= self.trainer.iter < self.trainer.max_iter - 1:
             known = [name for name, (_, when) in self.trainer.storage.latest().items() if when == self.trainer.iter]
             raise ValueError(f"EARLY_STOP.METRIC '{self._metric}' is no result of the evaluation: {', '.join(known)}")
-        mine = (self.best, self.without)
-        self.best, self.without = comm.all_gather(mine)[0]
+        self.best, self.without = from_main((self.best, self.without))
         if self.without >= self._patience and self.end is None:
             self.end = min(self.trainer.iter + 2, self.trainer.max_iter)
             self.trainer.max_iter = self.end
@@ -164,5 +174,4 @@ class EarlyStop(HookBase):
             return
         self.best, self.without = state["best"], state["without"]
         if state["end"] is not None and self.without >= self._patience:  # else more patience was given since
-            self.end = state["end"]
-            self.trainer.max_iter = self.end
+            self.trainer.max_iter = self.end = state["end"]
