@@ -19,6 +19,7 @@ import pytest
 
 from d2x.data.sets.shapes import ShapesSpec, generate_shapes
 from tests import fork_server
+from tests.test_imports import ROOMS
 
 pytestmark = pytest.mark.xdist_group("docs")  # all pages start from the same quick starts
 
@@ -361,3 +362,6 @@ def test_the_architecture_page_names_every_room():
         for entry in sorted((ROOT / package).iterdir()):
             if entry.is_dir() and (entry / "__init__.py").exists():
                 assert f"{entry.name}/" in picture, f"docs/architecture.md: {package}/{entry.name}"
+    below = picture[picture.index("\nd2x/") :]
+    places = [below.index(f" {room}/" if (ROOT / "d2x" / room).is_dir() else f" {room}.py") for room in ROOMS]
+    assert places == sorted(places), f"docs/architecture.md: the rooms of d2x are, from bottom to top, {ROOMS}"
